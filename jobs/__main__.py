@@ -1,0 +1,140 @@
+"""`python -m jobs`: submit, list, show, stop, supervise. The same functions as the pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import queue
+from jobs.settings import Settings, load_settings, local_user
+from jobs.supervisor import supervise as run_supervisor
+from storage import jobs as store
+from storage.database import migrate, session
+from storage.errors import PlumbError, UserError
+from storage.records import Job
+
+app = typer.Typer(help="Queue, watch and stop Plumb's jobs.", no_args_is_help=True, add_completion=False)
+
+Data = Annotated[Path | None, typer.Option("--data", help="the data folder [PLUMB_DATA]")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def opened(data: Path | None) -> Settings:
+    settings = load_settings(data=data)
+    settings.folder.create()
+    migrate(settings.folder)
+    return settings
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help='JSON: {"kind": "dpo", "config": {…}}; - for standard input')],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check, freeze and queue a job."""
+    settings = opened(data)
+    kind, config = read_submission(sys.stdin.read() if str(file) == "-" else read_text(file), str(file))
+    with session(settings.folder) as db:
+        job = queue.submit(db, settings, kind, config, local_user())
+        echo(job, as_json, f"job {job.id} ({job.kind}) is queued, number {store.queue_position(db, job)}")
+
+
+@app.command("list")
+def list_(data: Data = None, as_json: AsJson = False) -> None:
+    """The jobs, newest first."""
+    settings = opened(data)
+    with session(settings.folder) as db:
+        jobs = store.list_jobs(db)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(job) for job in jobs], ensure_ascii=False))
+        return
+    for job in jobs:
+        share = f"{job.done:g}/{job.total:g} {job.unit}" if job.total else ""
+        print(f"{job.id:>6}  {job.kind:<9} {job.status:<9} {share:<20} {job.reason or job.phase}")
+    if not jobs:
+        print("There are no jobs yet; see `python -m jobs submit --help`.")
+
+
+@app.command()
+def show(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
+    """One job with its attempts and its latest metrics."""
+    settings = opened(data)
+    with session(settings.folder) as db:
+        job = store.get_job(db, job_id)
+        attempts = store.attempts_of(db, job_id)
+        latest = {name: curve[-1][1] for name, curve in store.metrics_of(db, job_id).items()}
+    details: dict[str, Any] = {
+        **dataclasses.asdict(job),
+        "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
+        "metrics": latest,
+        "folder": str(settings.folder.run(job_id)),
+    }
+    if as_json:
+        print(json.dumps(details, ensure_ascii=False))
+        return
+    for name, value in details.items():
+        print(f"{name}: {value}")
+
+
+@app.command()
+def stop(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
+    """Ask a job to stop."""
+    settings = opened(data)
+    with session(settings.folder) as db:
+        job = queue.stop(db, settings, job_id)
+        echo(job, as_json, f"job {job.id} is {job.status}")
+
+
+@app.command()
+def supervise(data: Data = None) -> None:
+    """Run the queue; leaves when there has been nothing to do for a while."""
+    settings = opened(data)
+    if not run_supervisor(settings):
+        print("Another supervisor is at work on this data folder.")
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The file {file} cannot be read ({error.strerror}).") from error
+
+
+def read_submission(text: str, name: str) -> tuple[str, dict[str, Any]]:
+    """(kind, config) of a submission.
+
+    Raises:
+        UserError: it is not JSON of that shape.
+    """
+    try:
+        loaded = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON ({error}).") from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("kind"), str):
+        raise UserError(f'{name} must hold {{"kind": "generate | judge | dpo | serve", "config": {{…}}}}.')
+    config = loaded.get("config", {})
+    if not isinstance(config, dict) or loaded.keys() - {"kind", "config"}:
+        raise UserError(f'{name} must hold "kind" and "config" and nothing else; config is an object.')
+    return loaded["kind"], config
+
+
+def echo(job: Job, as_json: bool, text: str) -> None:
+    print(json.dumps(dataclasses.asdict(job), ensure_ascii=False) if as_json else text)
+
+
+def main() -> None:
+    try:
+        app(standalone_mode=True)
+    except PlumbError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Reading events.jsonl, and what each event does to the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from jobs.runs import RunFolder
+from storage import jobs as store
+from storage.adapters import add_adapter, keep_adapter
+from storage.candidates import add_generated
+from storage.database import immediate
+from storage.folder import DataFolder
+from storage.lifecycle import ENDED, JobStatus
+from storage.records import Attempt, Job
+from storage.scores import add_judgement, ensure_rater
+
+Event = dict[str, Any]
+CHUNK = 1_000_000  # bytes a transaction at the most, so that a writer beside us waits briefly
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole lines read from an offset.
+
+    Attributes:
+        events: those that are events; each is a dictionary with `kind`.
+        broken: lines that are not, for the log.
+        offset: where the next read starts: after the last newline.
+    """
+
+    events: list[Event]
+    broken: list[str]
+    offset: int
+
+
+def read_batch(path: Path, offset: int, limit: int = CHUNK) -> Batch:
+    """Read whole lines from `offset`; a torn last line waits for its rest."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(limit)
+            while data and b"\n" not in data and (more := file.read(limit)):
+                data += more
+    except FileNotFoundError:
+        return Batch([], [], offset)
+    whole = data[: data.rfind(b"\n") + 1]
+    events: list[Event] = []
+    broken: list[str] = []
+    for line in whole.splitlines():
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            broken.append(line[:200].decode("utf-8", errors="replace"))
+            continue
+        if isinstance(event, dict) and isinstance(event.get("kind"), str):
+            events.append(event)
+        else:
+            broken.append(line[:200].decode("utf-8", errors="replace"))
+    return Batch(events, broken, offset + len(whole))
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """All events of a file, from its beginning."""
+    offset = 0
+    while True:
+        batch = read_batch(path, offset)
+        if batch.offset == offset:
+            return
+        yield from batch.events
+        offset = batch.offset
+
+
+def drain(db: Database, folder: DataFolder, attempt_id: int) -> list[Event]:
+    """Store everything new in the attempt's events.jsonl; returns what was read.
+
+    The offset moves in the transaction that stores what was read, so each event counts exactly once, whoever
+    dies when.
+    """
+    seen: list[Event] = []
+    while True:
+        attempt = store.get_attempt(db, attempt_id)
+        run = RunFolder(folder.run(attempt.job_id))
+        batch = read_batch(run.events, attempt.event_offset)
+        if batch.offset == attempt.event_offset:
+            return seen
+        kept = _keep_adapters(folder, run, batch.events)
+        with immediate(db):
+            heard_at = max((event["time"] for event in batch.events if "time" in event), default=None)
+            store.advance(db, attempt, batch.offset, heard_at or attempt.heard_at or 0.0)
+            for event in batch.events:
+                apply(db, attempt, store.get_job(db, attempt.job_id), event, kept)
+        seen += batch.events + [{"kind": "broken", "text": text} for text in batch.broken]
+
+
+def apply(
+    db: Database, attempt: Attempt, job: Job, event: Event, kept: dict[str, tuple[str, int]] | None = None
+) -> None:
+    """What one event does to the database. Kinds that this version does not know are passed over."""
+    match event["kind"]:
+        case "started":
+            store.identify(db, attempt.id, event["pid"], event["pid_started"], event["pid"])
+            if job.status is JobStatus.STARTING:
+                store.move(db, job.id, JobStatus.RUNNING)
+        case "phase":
+            store.set_progress(db, job.id, phase=event["text"])
+        case "progress":
+            store.set_progress(db, job.id, done=event["done"], total=event["total"], unit=event["unit"])
+        case "metric":
+            store.add_metrics(db, attempt.id, event["step"], event["values"])
+        case "endpoint":
+            store.set_progress(db, job.id, port=event["port"])
+        case "candidate":
+            add_generated(
+                db,
+                job_id=job.id,
+                sample_id=event["sample_id"],
+                number=event["number"],
+                text=event["text"],
+                model=job.config["model"],
+                adapter_id=job.adapter_id,
+                settings=event.get("settings"),
+                tokens=event.get("tokens"),
+                finish=event.get("finish"),
+            )
+        case "judgement":
+            add_judgement(
+                db,
+                rater_id=ensure_rater(db, "judge", **event["rater"]),
+                sample_id=event["sample_id"],
+                job_id=job.id,
+                **{
+                    name: event[name]
+                    for name in ("state", "raw", "reason", "scores", "tokens_in", "tokens_out", "cost")
+                    if name in event
+                },
+            )
+        case "adapter":
+            sha256, size = (kept or {})[event["path"]]
+            add_adapter(db, job, event["name"], sha256, size, event["base_model"], event["method"])
+
+
+def _keep_adapters(folder: DataFolder, run: RunFolder, events: list[Event]) -> dict[str, tuple[str, int]]:
+    """Hash and keep adapters before the transaction: gigabytes are not read under the write lock."""
+    return {
+        event["path"]: keep_adapter(folder, run.path / event["path"])
+        for event in events
+        if event["kind"] == "adapter"
+    }
+
+
+def final_event(events: list[Event]) -> Event | None:
+    """The worker's own last word, if it had one."""
+    ends = [event for event in events if event["kind"] == "end" and event.get("status") in set(ENDED)]
+    return ends[-1] if ends else None

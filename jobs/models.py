@@ -1,0 +1,41 @@
+"""Names of base models, checked without torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from storage.errors import UserError
+
+DEMO = "demo"
+DEMO_FOLDER = "demo-vlm"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def check_model(name: str) -> str:
+    """The name as it is, if it can name a model.
+
+    Raises:
+        UserError: it is neither `demo`, nor a folder with a config.json, nor shaped like a hub name.
+    """
+    folder = Path(name).expanduser()
+    if name == DEMO or (folder / "config.json").is_file():
+        return name
+    if folder.is_dir():
+        raise UserError(
+            f"The base model {name!r} is a folder without config.json; give a folder that save_pretrained wrote."
+        )
+    if _HUB_NAME.fullmatch(name):
+        return name
+    raise UserError(
+        f"Unknown base model {name!r}: use 'demo', a folder that holds a model, "
+        "or a hub name such as llava-hf/llava-1.5-13b-hf."
+    )
+
+
+def location(name: str, models_dir: Path) -> Path | None:
+    """The folder of the model, or None where the hub's cache decides."""
+    if name == DEMO:
+        return models_dir / DEMO_FOLDER
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None

@@ -1,0 +1,98 @@
+"""Worker processes: spawned in a session of their own, recognised by PID and start time, ended as a group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from jobs.keys import SERVE_KEY, serve_key
+from jobs.runs import RunFolder
+from jobs.telemetry import switch_off
+from storage.folder import DataFolder
+from storage.records import Attempt, Job
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEVICE = "PLUMB_WORKER_DEVICE"
+# Boot time is read anew by each process and may differ by a clock correction; PIDs are not reused so fast.
+START_TOLERANCE = 2.0  # seconds
+
+
+def spawn_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
+    """Start `python -m jobs.worker` for a job: its own process group, its output straight to the log file.
+
+    A pipe instead of the file would stall the worker once nobody reads it.
+    """
+    run = RunFolder(folder.run(job.id))
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.worker", str(run.path)],
+            cwd=PROJECT,
+            env=worker_environment(folder, job),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def worker_environment(folder: DataFolder, job: Job) -> dict[str, str]:
+    """The environment of a worker: it sees its own device as `cuda:0`, or none."""
+    environment = dict(os.environ)
+    switch_off(environment)
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment.pop(SERVE_KEY, None)
+    if job.kind == "serve":
+        environment[SERVE_KEY] = serve_key(folder, job.id)
+    if job.slot_kind == "device":
+        slot = job.slot or "cpu"
+        if slot.startswith("cuda:"):
+            visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+            number = int(slot.removeprefix("cuda:"))
+            environment["CUDA_VISIBLE_DEVICES"] = visible[number] if visible != [""] else str(number)
+            # nvidia-smi counts by bus, CUDA by speed unless told otherwise.
+            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+            environment[DEVICE] = "cuda:0"
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+            environment[DEVICE] = slot
+    return environment
+
+
+def find_process(attempt: Attempt) -> psutil.Process | None:
+    """The attempt's process, if it still runs and is the same one: a reused PID is somebody else."""
+    if attempt.pid is None or attempt.pid_started is None:
+        return None
+    try:
+        process = psutil.Process(attempt.pid)
+        same = abs(process.create_time() - attempt.pid_started) <= START_TOLERANCE
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def signal_group(attempt: Attempt, number: signal.Signals) -> bool:
+    """Signal the worker and its children; False (and nothing sent) if it is not our process any more."""
+    if attempt.process_group is None or find_process(attempt) is None:
+        return False
+    try:
+        os.killpg(attempt.process_group, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def explain_exit(code: int | None) -> str:
+    """How a process ended, in words. `None`: nobody saw it end."""
+    if code is None:
+        return "The worker is gone and left no last word: it was killed, or the machine was restarted."
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else str(-code)
+        hint = " The kernel may have ended it for memory." if -code == signal.SIGKILL else ""
+        return f"The worker was ended by {name}.{hint}"
+    return f"The worker ended with exit code {code} and no last word."

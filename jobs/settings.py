@@ -1,0 +1,95 @@
+"""Settings from flags and environment, checked once. Secrets are not among them: they stay where they are."""
+
+from __future__ import annotations
+
+import getpass
+import ipaddress
+import os
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from jobs.configs import explain
+from storage.errors import UserError
+from storage.folder import DataFolder, default_root
+
+
+def detect_devices() -> tuple[str, ...]:
+    """One slot a GPU as the NVIDIA driver lists them, else the CPU; asks no torch.
+
+    `CUDA_VISIBLE_DEVICES` is obeyed, because the workers' torch obeys it too.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        numbers = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
+        return tuple(f"cuda:{index}" for index in range(len(numbers))) or ("cpu",)
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ("cpu",)
+    gpus = [line for line in listed.splitlines() if line.startswith("GPU ")]
+    return tuple(f"cuda:{index}" for index in range(len(gpus))) or ("cpu",)
+
+
+class Settings(BaseSettings):
+    """What `python app.py`, `python -m jobs` and `python -m storage` share."""
+
+    model_config = SettingsConfigDict(env_prefix="PLUMB_", frozen=True, extra="ignore")
+
+    data: Path = Field(default_factory=default_root, description="the data folder")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(7860, ge=0, le=65535, description="0: any that is free")
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=detect_devices, description="device slots, as cpu or cuda:0,cuda:1"
+    )
+    network_slots: int = Field(2, ge=1, le=64, description="judge jobs at once")
+    supervisor_idle_seconds: float = Field(
+        60.0, ge=0.0, description="a supervisor with nothing to do leaves after this time"
+    )
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip()) or detect_devices()
+
+    @property
+    def folder(self) -> DataFolder:
+        return DataFolder(self.data.expanduser().resolve())
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the app."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(**flags: object) -> Settings:
+    """Flags win over environment, environment over defaults; flags that are None count as not given.
+
+    Raises:
+        UserError: a value cannot be used; the text names it.
+    """
+    try:
+        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+        return Settings(**given)
+    except ValidationError as error:
+        raise UserError(f"The settings cannot be used: {explain(error)}") from error
+
+
+def local_user() -> str:
+    """The operating system's user, as whom a person on this machine acts."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "user"

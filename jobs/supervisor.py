@@ -1,0 +1,268 @@
+"""queue → slot → spawn → watch → settle: a detached process, one per data folder by file lock.
+
+It can be killed at any moment: the next one adopts the workers that still run (by PID and start time), reads
+on from the byte offsets in the database, and settles those that are gone.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from sqlite_utils import Database
+
+from jobs.events import drain, read_events
+from jobs.keys import serve_key
+from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker
+from jobs.runs import RunFolder
+from jobs.settings import Settings
+from storage import jobs as store
+from storage.database import immediate, session
+from storage.errors import Conflict, PlumbError
+from storage.folder import DataFolder
+from storage.lifecycle import ENDED, JobStatus
+from storage.records import Attempt, Job
+
+POLL_SECONDS = 0.5
+SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
+SOFT_SECONDS, HARD_SECONDS = 60.0, 90.0  # from the request to stop to SIGTERM, to SIGKILL
+
+
+def lock_of(folder: DataFolder) -> FileLock:
+    return FileLock(folder.runtime / "supervisor.lock")
+
+
+def ensure_supervisor(settings: Settings) -> bool:
+    """Start a detached supervisor unless one is at work; returns whether one was started.
+
+    Submitting and leaving cannot miss each other: a supervisor that leaves looks at the queue once more after
+    it has given up the lock.
+    """
+    lock = lock_of(settings.folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    environment = dict(os.environ)
+    environment["PLUMB_DATA"] = str(settings.folder.root)
+    environment["PLUMB_DEVICES"] = ",".join(settings.devices)
+    environment["PLUMB_NETWORK_SLOTS"] = str(settings.network_slots)
+    environment["PLUMB_SUPERVISOR_IDLE_SECONDS"] = str(settings.supervisor_idle_seconds)
+    with (settings.folder.runtime / "supervisor.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "jobs", "supervise"],
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return True
+
+
+def supervise(settings: Settings) -> bool:
+    """Run until there has been nothing to do for a while; False if another supervisor is at work."""
+    lock = lock_of(settings.folder)
+    while True:
+        try:
+            lock.acquire(timeout=2)  # `ensure_supervisor` holds it for an instant while it looks
+        except Timeout:
+            return False
+        try:
+            Supervisor(settings).run_until_idle()
+        finally:
+            lock.release()
+        with session(settings.folder) as db:
+            if not store.has_open_jobs(db):
+                return True
+
+
+class Supervisor:
+    """One pass is `step`; everything it must remember is in the database, but for its own children."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = settings.folder
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._asked: dict[int, float] = {}  # job → when this supervisor first saw it stopping
+        self._complained: dict[int, str] = {}
+
+    def run_until_idle(self) -> None:
+        quiet_since = time.monotonic()
+        log(f"supervisor {os.getpid()} at work on {self._folder.root}")
+        while True:
+            try:
+                with session(self._folder) as db:
+                    self.step(db)
+                    busy = store.has_open_jobs(db)
+            except PlumbError as error:  # a locked database, say: the next pass may do
+                log(str(error))
+                busy = True
+            if busy:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since >= self._settings.supervisor_idle_seconds:
+                log("nothing to do: leaving")
+                return
+            time.sleep(POLL_SECONDS)
+
+    def step(self, db: Database) -> None:
+        """Watch what runs, settle what has ended, make room, start what fits."""
+        for attempt in store.open_attempts(db):
+            self._watch(db, attempt)
+        self._make_room(db)
+        for slot_kind, slot in self._free_slots(db):
+            self._start_next(db, slot_kind, slot)
+
+    # watching ---------------------------------------------------------------------------------------------
+
+    def _watch(self, db: Database, attempt: Attempt) -> None:
+        code, gone = self._look(attempt)  # before the last read: what it wrote until then is read below
+        try:
+            drain(db, self._folder, attempt.id)
+        except Conflict:
+            return
+        except (PlumbError, KeyError, TypeError, ValueError, OSError) as error:
+            self._unreadable(db, attempt, error)
+            if not gone:
+                return
+        attempt = store.get_attempt(db, attempt.id)
+        job = store.get_job(db, attempt.job_id)
+        if not gone:
+            self._press(attempt, job)
+        elif attempt.pid is None and attempt.id not in self._children and not self._silent(attempt):
+            return  # spawned by a supervisor that died before it noted the PID: give it time to speak
+        else:
+            self._settle(db, attempt, job, code)
+
+    def _look(self, attempt: Attempt) -> tuple[int | None, bool]:
+        """(exit code if known, whether the process is gone)."""
+        child = self._children.get(attempt.id)
+        if child is not None:
+            code = child.poll()
+            return code, code is not None
+        return None, find_process(attempt) is None
+
+    def _silent(self, attempt: Attempt) -> bool:
+        waited = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
+        return waited > SPEAK_SECONDS
+
+    def _unreadable(self, db: Database, attempt: Attempt, error: Exception) -> None:
+        text = f"job {attempt.job_id}: its events cannot be stored ({type(error).__name__}: {error})"
+        if self._complained.get(attempt.id) != text:
+            log(text)
+            self._complained[attempt.id] = text
+
+    def _press(self, attempt: Attempt, job: Job) -> None:
+        """A job that was asked to stop and does not is ended, softly and then hard."""
+        if job.status is not JobStatus.STOPPING:
+            return
+        waited = time.monotonic() - self._asked.setdefault(job.id, time.monotonic())
+        if waited > HARD_SECONDS:
+            signal_group(attempt, signal.SIGKILL)
+        elif waited > SOFT_SECONDS:
+            signal_group(attempt, signal.SIGTERM)
+
+    def _settle(self, db: Database, attempt: Attempt, job: Job, code: int | None) -> None:
+        status, reason = verdict(RunFolder(self._folder.run(job.id)), attempt, job, code)
+        if attempt.id in self._complained:
+            status, reason = JobStatus.FAILED, self._complained[attempt.id]
+        with immediate(db):
+            store.end_attempt(db, attempt.id, status, reason)
+            if job.status not in ENDED:
+                store.move(db, job.id, status, reason)
+        self._children.pop(attempt.id, None)
+        self._asked.pop(job.id, None)
+        log(f"job {job.id} ({job.kind}) is {status}{': ' + reason if reason else ''}")
+
+    # starting ---------------------------------------------------------------------------------------------
+
+    def _free_slots(self, db: Database) -> list[tuple[Literal["device", "network"], str]]:
+        taken = {job.slot for job in store.active_jobs(db)}
+        network = [f"network-{number}" for number in range(self._settings.network_slots)]
+        free: list[tuple[Literal["device", "network"], str]] = [
+            ("device", name) for name in self._settings.devices if name not in taken
+        ]
+        return free + [("network", name) for name in network if name not in taken]
+
+    def _start_next(self, db: Database, slot_kind: Literal["device", "network"], slot: str) -> None:
+        with immediate(db):
+            job = store.claim_next(db, slot_kind, slot)
+            if job is None:
+                return
+            attempt = store.start_attempt(db, job.id)
+        try:
+            child = spawn_worker(self._folder, job)
+        except OSError as error:
+            reason = f"The worker cannot be started ({error.strerror}: {error.filename})."
+            with immediate(db):
+                store.end_attempt(db, attempt.id, JobStatus.FAILED, reason)
+                store.move(db, job.id, JobStatus.FAILED, reason)
+            return
+        self._children[attempt.id] = child
+        log(f"job {job.id} ({job.kind}) starts on {slot} as process {child.pid}")
+
+    def _make_room(self, db: Database) -> None:
+        """Ask an idle chat model to leave where a job waits for its device."""
+        waiting = [job for job in store.list_jobs(db, statuses=[JobStatus.QUEUED]) if job.slot_kind == "device"]
+        if not waiting:
+            return
+        active = store.active_jobs(db)
+        taken = {job.slot for job in active}
+        for job in waiting:
+            wanted = [job.device] if job.device else list(self._settings.devices)
+            if any(device not in taken for device in wanted):
+                continue
+            idle = [
+                other
+                for other in active
+                if other.kind == "serve" and other.slot in wanted and not self._serving(other)
+            ]
+            if idle:
+                store.move(db, idle[0].id, JobStatus.STOPPING, f"left its device to job {job.id}")
+                RunFolder(self._folder.run(idle[0].id)).ask_to_stop()
+            return
+
+    def _serving(self, job: Job) -> bool:
+        """Whether a chat model must not be asked to leave: it answers somebody, loads, or is leaving."""
+        if job.status is not JobStatus.RUNNING or job.port is None:
+            return True
+        connection = http.client.HTTPConnection("127.0.0.1", job.port, timeout=2)
+        try:
+            connection.request(
+                "GET", "/health", headers={"Authorization": f"Bearer {serve_key(self._folder, job.id)}"}
+            )
+            return bool(json.loads(connection.getresponse().read()).get("busy", True))
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def verdict(run: RunFolder, attempt: Attempt, job: Job, code: int | None) -> tuple[JobStatus, str]:
+    """How an ended attempt is to be booked: by its own last word, else by how the process ended."""
+    last = None
+    for event in read_events(run.events):
+        if event["kind"] == "started":
+            last = None  # an earlier attempt's last word says nothing about this one
+        elif event["kind"] == "end":
+            last = event
+    if last is not None and last.get("status") in {str(status) for status in ENDED}:
+        return JobStatus(last["status"]), str(last.get("reason", ""))
+    if job.status is JobStatus.STOPPING:
+        return JobStatus.STOPPED, "It did not stop by itself and was ended."
+    tail = run.log_tail(lines=3).strip()
+    return JobStatus.FAILED, explain_exit(code) + (f" Its log ends: {tail}" if tail else "")
+
+
+def log(text: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)

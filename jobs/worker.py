@@ -1,0 +1,118 @@
+"""`python -m jobs.worker RUN_DIR`: run one job in its folder and say how it ended.
+
+The only door to `jobs.gpu`, which is imported here inside a function. The worker never opens the database.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from jobs.configs import DpoConfig, GenerateConfig, JudgeConfig, ServeConfig
+from jobs.processes import DEVICE
+from jobs.reporter import Reporter, Stopped
+from jobs.runs import JobFile, RunFolder
+from jobs.telemetry import switch_off
+from storage.errors import PlumbError
+
+
+def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
+    """Do the job's work; returns when it is done.
+
+    Raises:
+        Stopped: it was asked to stop.
+        PlumbError: it cannot be done, with the reason for the user.
+    """
+    config = job.parsed()
+    match config:
+        case JudgeConfig():
+            from jobs.judges.run import judge
+
+            judge(run, config, reporter)
+        case GenerateConfig():
+            from jobs.gpu.generate import generate
+
+            generate(run, job, config, reporter)
+        case DpoConfig():
+            from jobs.gpu.dpo import train
+
+            train(run, job, config, reporter)
+        case ServeConfig():
+            from jobs.gpu.serve import serve
+
+            serve(run, job, config, reporter)
+        case _:
+            raise PlumbError(f"This worker has no code for the job kind {job.kind!r}.")
+
+
+def work(path: Path) -> int:
+    """Run the job in `path`; returns the exit code: 0 done or stopped, 1 failed, 2 not started."""
+    run = RunFolder(path)
+    if not (path / "job.json").exists():
+        print(f"{path} is not a run folder: it has no job.json.", file=sys.stderr)
+        return 2
+    try:
+        # A second worker in the same folder would write every result twice.
+        with FileLock(path / "worker.lock", timeout=0), Reporter(run) as reporter:
+            return _supervised(run, reporter)
+    except Timeout:
+        print(f"Another worker is at work in {path}.", file=sys.stderr)
+        return 2
+
+
+def _supervised(run: RunFolder, reporter: Reporter) -> int:
+    try:
+        job = run.job()
+        # The slot decides where it runs; job.json may leave it open.
+        perform(run, job.model_copy(update={"device": os.environ.get(DEVICE, job.device)}), reporter)
+    except Stopped as stop:
+        reporter.end("stopped", str(stop) or "stopped by request")
+        return 0
+    except PlumbError as error:
+        print(error, file=sys.stderr)
+        reporter.end("failed", str(error))
+        return 1
+    except MemoryError:
+        reporter.end("failed", "Out of memory. Use a smaller batch, a smaller model or a larger machine.")
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        reporter.end("failed", explain(error))
+        return 1
+    reporter.end("done")
+    return 0
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error that nobody foresaw; the traceback is in the log."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return (
+            "The device is out of memory. Use a smaller batch (and more accumulation), gradient "
+            f"checkpointing, or a device with more memory. [{str(error).splitlines()[0]}]"
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def _terminate_softly(number: int, frame: FrameType | None) -> None:
+    raise Stopped(f"ended by {signal.Signals(number).name}")
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m jobs.worker RUN_DIR", file=sys.stderr)
+        return 2
+    switch_off(os.environ)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate_softly)
+    return work(Path(arguments[0]).resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Conversations: turns of text and images, one answer a column."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from sqlite_utils import Database
+
+from storage.database import immediate
+from storage.errors import NotFound
+from storage.records import Conversation, Part, Turn, now
+from storage.rows import one, rows, with_json
+from storage.users import ensure_user
+
+
+def start_conversation(db: Database, user: str, settings: dict[str, Any]) -> int:
+    with immediate(db):
+        ensure_user(db, user)
+        cursor = db.conn.execute(
+            "INSERT INTO conversations (user, settings, created_at) VALUES (?, ?, ?)",
+            [user, json.dumps(settings), now()],
+        )
+    return int(cursor.lastrowid or 0)
+
+
+def add_turn(
+    db: Database,
+    conversation_id: int,
+    position: int,
+    role: Literal["system", "user", "assistant"],
+    content: list[Part],
+    *,
+    column_number: int | None = None,
+    model: str | None = None,
+    adapter_id: int | None = None,
+    finish: str | None = None,
+) -> int:
+    """Append a turn; the first user text becomes the conversation's title."""
+    with immediate(db):
+        cursor = db.conn.execute(
+            "INSERT INTO turns (conversation_id, position, column_number, role, content, model, adapter_id,"
+            " finish, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                conversation_id,
+                position,
+                column_number,
+                role,
+                json.dumps(content, ensure_ascii=False),
+                model,
+                adapter_id,
+                finish,
+                now(),
+            ],
+        )
+        if role == "user":
+            text = " ".join(part["text"] for part in content if part["type"] == "text").strip()
+            db.conn.execute(
+                "UPDATE conversations SET title = ? WHERE id = ? AND title = ''",
+                [text[:80] or "(image)", conversation_id],
+            )
+    return int(cursor.lastrowid or 0)
+
+
+def get_conversation(db: Database, conversation_id: int, user: str) -> Conversation:
+    """A conversation of this user with its turns, in order.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's.
+    """
+    found = one(db, "SELECT * FROM conversations WHERE id = ? AND user = ?", [conversation_id, user])
+    if found is None:
+        raise NotFound(f"There is no conversation {conversation_id} of yours; start a new one.")
+    turns = rows(
+        db,
+        "SELECT id, position, column_number, role, content, model, adapter_id, finish FROM turns"
+        " WHERE conversation_id = ? ORDER BY position, column_number, id",
+        [conversation_id],
+    )
+    return Conversation(
+        **with_json(found, "settings"), turns=tuple(Turn(**with_json(turn, "content")) for turn in turns)
+    )
+
+
+def list_conversations(db: Database, user: str, limit: int = 50) -> list[Conversation]:
+    """The user's conversations, newest first, without their turns."""
+    return [
+        Conversation(**with_json(row, "settings"), turns=())
+        for row in rows(db, "SELECT * FROM conversations WHERE user = ? ORDER BY id DESC LIMIT ?", [user, limit])
+    ]

@@ -1,0 +1,234 @@
+"""Jobs, attempts and metrics. Every change of state is guarded in SQL by the table in `lifecycle`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sqlite_utils import Database
+
+from storage.errors import Conflict, NotFound
+from storage.lifecycle import ACTIVE, ENDED, JobStatus, sources
+from storage.records import Attempt, Job, now
+from storage.rows import Row, count, marks, one, rows, with_json
+from storage.users import ensure_user
+
+
+def add_job(
+    db: Database,
+    *,
+    kind: str,
+    config: dict[str, Any],
+    user: str,
+    slot_kind: Literal["device", "network"],
+    device: str | None = None,
+    dataset_id: int | None = None,
+    adapter_id: int | None = None,
+) -> Job:
+    ensure_user(db, user)
+    cursor = db.conn.execute(
+        "INSERT INTO jobs (kind, status, config, slot_kind, device, user, dataset_id, adapter_id, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            kind,
+            JobStatus.QUEUED,
+            json.dumps(config, ensure_ascii=False),
+            slot_kind,
+            device,
+            user,
+            dataset_id,
+            adapter_id,
+            now(),
+        ],
+    )
+    return get_job(db, int(cursor.lastrowid or 0))
+
+
+def get_job(db: Database, job_id: int) -> Job:
+    """Raises NotFound."""
+    found = one(db, "SELECT * FROM jobs WHERE id = ?", [job_id])
+    if found is None:
+        raise NotFound(f"There is no job {job_id}; `python -m jobs list` shows those there are.")
+    return _job(found)
+
+
+def list_jobs(
+    db: Database, kind: str | None = None, statuses: Sequence[JobStatus] = (), limit: int = 200
+) -> list[Job]:
+    """Newest first."""
+    conditions, values = ["1"], []
+    if kind:
+        conditions.append("kind = ?")
+        values.append(kind)
+    if statuses:
+        conditions.append(f"status IN ({marks(statuses)})")
+        values += [str(status) for status in statuses]
+    return [
+        _job(row)
+        for row in rows(
+            db,
+            f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
+            [*values, limit],
+        )
+    ]
+
+
+def active_jobs(db: Database) -> list[Job]:
+    """Jobs that hold a slot, oldest first."""
+    return list_jobs(db, statuses=sorted(ACTIVE))[::-1]
+
+
+def has_open_jobs(db: Database) -> bool:
+    """Whether anything is queued or at work."""
+    open_states = [str(status) for status in JobStatus if status not in ENDED]
+    return bool(
+        count(db, f"SELECT EXISTS (SELECT 1 FROM jobs WHERE status IN ({marks(open_states)}))", open_states)
+    )
+
+
+def queue_position(db: Database, job: Job) -> int:
+    """1 for the next to start among the queued jobs of its kind of slot; 0 if it is not queued."""
+    if job.status is not JobStatus.QUEUED:
+        return 0
+    return count(
+        db,
+        "SELECT count(*) FROM jobs WHERE status = ? AND slot_kind = ? AND id <= ?",
+        [JobStatus.QUEUED, job.slot_kind, job.id],
+    )
+
+
+def claim_next(db: Database, slot_kind: Literal["device", "network"], slot: str) -> Job | None:
+    """Give the slot to the oldest queued job that fits it, in one statement: no two claim the same job."""
+    fits = "AND (device IS NULL OR device = :slot)" if slot_kind == "device" else ""
+    found = rows(
+        db,
+        f"""UPDATE jobs SET status = :starting, slot = :slot, started_at = :now, phase = ''
+            WHERE id = (SELECT id FROM jobs WHERE status = :queued AND slot_kind = :slot_kind {fits}
+                        ORDER BY id LIMIT 1)
+            RETURNING *""",
+        {
+            "starting": JobStatus.STARTING,
+            "queued": JobStatus.QUEUED,
+            "slot": slot,
+            "slot_kind": slot_kind,
+            "now": now(),
+        },
+    )
+    return _job(found[0]) if found else None
+
+
+def move(db: Database, job_id: int, target: JobStatus, reason: str = "") -> None:
+    """Change a job's state.
+
+    Raises:
+        Conflict: `lifecycle` knows no step from its state to `target`.
+        NotFound: there is no such job.
+    """
+    allowed = [str(status) for status in sources(target)]
+    ended = ", ended_at = :now, port = NULL" if target in ENDED else ""
+    cursor = db.conn.execute(
+        f"UPDATE jobs SET status = :target, reason = CASE WHEN :reason = '' THEN reason ELSE :reason END {ended}"
+        f" WHERE id = :id AND status IN ({', '.join(f':s{i}' for i in range(len(allowed)))})",
+        {
+            "target": str(target),
+            "reason": reason,
+            "now": now(),
+            "id": job_id,
+            **{f"s{index}": status for index, status in enumerate(allowed)},
+        },
+    )
+    if cursor.rowcount == 0:
+        job = get_job(db, job_id)
+        raise Conflict(f"Job {job_id} is {job.status}; it cannot become {target}.")
+
+
+def set_progress(db: Database, job_id: int, **columns: Any) -> None:
+    """Set phase, done, total, unit or port."""
+    unknown = columns.keys() - {"phase", "done", "total", "unit", "port"}
+    assert not unknown, unknown
+    sets = ", ".join(f"{name} = :{name}" for name in columns)
+    db.conn.execute(f"UPDATE jobs SET {sets} WHERE id = :id", {**columns, "id": job_id})
+
+
+def start_attempt(db: Database, job_id: int) -> Attempt:
+    cursor = db.conn.execute(
+        "INSERT INTO attempts (job_id, number, event_offset, started_at) VALUES (?,"
+        " (SELECT count(*) + 1 FROM attempts WHERE job_id = ?),"
+        " (SELECT coalesce(max(event_offset), 0) FROM attempts WHERE job_id = ?), ?)",
+        [job_id, job_id, job_id, now()],
+    )
+    return get_attempt(db, int(cursor.lastrowid or 0))
+
+
+def get_attempt(db: Database, attempt_id: int) -> Attempt:
+    """Raises NotFound."""
+    found = one(db, "SELECT * FROM attempts WHERE id = ?", [attempt_id])
+    if found is None:
+        raise NotFound(f"There is no attempt {attempt_id}.")
+    return Attempt(**found)
+
+
+def attempts_of(db: Database, job_id: int) -> list[Attempt]:
+    return [
+        Attempt(**row) for row in rows(db, "SELECT * FROM attempts WHERE job_id = ? ORDER BY number", [job_id])
+    ]
+
+
+def open_attempts(db: Database) -> list[Attempt]:
+    """Attempts that no supervisor has settled yet."""
+    return [Attempt(**row) for row in rows(db, "SELECT * FROM attempts WHERE ended_at IS NULL ORDER BY id")]
+
+
+def identify(db: Database, attempt_id: int, pid: int, pid_started: float, process_group: int) -> None:
+    """Note which process the attempt is."""
+    db.conn.execute(
+        "UPDATE attempts SET pid = ?, pid_started = ?, process_group = ? WHERE id = ?",
+        [pid, pid_started, process_group, attempt_id],
+    )
+
+
+def advance(db: Database, attempt: Attempt, offset: int, heard_at: float) -> None:
+    """Move the attempt's byte offset, in the transaction that stored what was read.
+
+    Raises:
+        Conflict: somebody else has read these bytes; the whole transaction must be dropped.
+    """
+    cursor = db.conn.execute(
+        "UPDATE attempts SET event_offset = ?, heard_at = ? WHERE id = ? AND event_offset = ?",
+        [offset, heard_at, attempt.id, attempt.event_offset],
+    )
+    if cursor.rowcount == 0:
+        raise Conflict(f"The events of attempt {attempt.id} were read by another supervisor.")
+
+
+def end_attempt(db: Database, attempt_id: int, outcome: str, reason: str) -> None:
+    db.conn.execute(
+        "UPDATE attempts SET outcome = ?, reason = ?, ended_at = ? WHERE id = ?",
+        [outcome, reason, now(), attempt_id],
+    )
+
+
+def add_metrics(db: Database, attempt_id: int, step: int, values: dict[str, float]) -> None:
+    db.conn.executemany(
+        "INSERT OR REPLACE INTO metrics (attempt_id, step, name, value) VALUES (?, ?, ?, ?)",
+        [(attempt_id, step, name, value) for name, value in values.items()],
+    )
+
+
+def metrics_of(db: Database, job_id: int) -> dict[str, list[tuple[int, float]]]:
+    """Each metric's curve: (step, value) by step, of the job's latest attempt that has it."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows(
+        db,
+        "SELECT m.name, m.step, m.value FROM metrics m JOIN attempts a ON a.id = m.attempt_id"
+        " WHERE a.job_id = ? ORDER BY a.number, m.step",
+        [job_id],
+    ):
+        curves.setdefault(row["name"], {})[row["step"]] = row["value"]
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def _job(row: Row) -> Job:
+    parsed = with_json(row, "config")
+    return Job(**{**parsed, "status": JobStatus(row["status"])})

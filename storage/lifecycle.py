@@ -1,0 +1,44 @@
+"""The states of a job and the steps between them (pure).
+
+    queued ──► starting ──► running ──► done
+      │           │            │  └────► failed
+      ▼           ▼            ▼
+    stopped     failed      stopping ──► stopped | done | failed
+
+`starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+NEXT: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.STOPPED, JobStatus.FAILED}),
+    JobStatus.STARTING: frozenset(
+        {JobStatus.RUNNING, JobStatus.STOPPING, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}
+    ),
+    JobStatus.RUNNING: frozenset({JobStatus.STOPPING, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}),
+    JobStatus.STOPPING: frozenset({JobStatus.STOPPED, JobStatus.DONE, JobStatus.FAILED}),
+    JobStatus.DONE: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.STOPPED: frozenset(),
+}
+
+ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING})
+ENDED = frozenset(status for status, following in NEXT.items() if not following)
+
+
+def sources(target: JobStatus) -> tuple[JobStatus, ...]:
+    """The states from which `target` may be reached, in the order of the enum."""
+    return tuple(status for status in JobStatus if target in NEXT[status])

@@ -1,0 +1,252 @@
+"""The schema, as steps that are only ever appended. A database of any earlier landed version opens."""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("plumb")
+
+_METRIC_COLUMNS = ",\n        ".join(
+    f"{metric} INTEGER CHECK ({metric} BETWEEN 0 AND 4)"
+    for metric in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+)
+
+# One statement a list item: executescript would commit the migration's transaction.
+_TABLES = [
+    """CREATE TABLE users (
+        name TEXT PRIMARY KEY,
+        created_at TEXT NOT NULL
+    )""",
+    """CREATE TABLE images (
+        sha256 TEXT PRIMARY KEY,
+        extension TEXT NOT NULL,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        created_at TEXT NOT NULL
+    )""",
+    # messages: a chat whose last turn is the user's; image parts name a sha256.
+    """CREATE TABLE samples (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        source_id TEXT NOT NULL,
+        split TEXT,
+        messages TEXT NOT NULL,
+        question TEXT NOT NULL,
+        reference TEXT,
+        created_at TEXT NOT NULL,
+        UNIQUE (source, source_id)
+    )""",
+    """CREATE TABLE sample_images (
+        sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        sha256 TEXT NOT NULL REFERENCES images(sha256),
+        PRIMARY KEY (sample_id, position)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX sample_images_by_image ON sample_images (sha256)",
+    """CREATE TABLE datasets (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        hash TEXT NOT NULL,
+        rule TEXT NOT NULL,
+        counts TEXT NOT NULL,
+        user TEXT NOT NULL REFERENCES users(name),
+        created_at TEXT NOT NULL
+    )""",
+    """CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        status TEXT NOT NULL,
+        config TEXT NOT NULL,
+        slot_kind TEXT NOT NULL CHECK (slot_kind IN ('device', 'network')),
+        device TEXT,
+        slot TEXT,
+        user TEXT NOT NULL REFERENCES users(name),
+        dataset_id INTEGER REFERENCES datasets(id),
+        adapter_id INTEGER REFERENCES adapters(id),
+        phase TEXT NOT NULL DEFAULT '',
+        done REAL NOT NULL DEFAULT 0,
+        total REAL NOT NULL DEFAULT 0,
+        unit TEXT NOT NULL DEFAULT '',
+        port INTEGER,
+        reason TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        started_at TEXT,
+        ended_at TEXT
+    )""",
+    "CREATE INDEX jobs_by_status ON jobs (status, id)",
+    # event_offset: how many bytes of events.jsonl are in this database already.
+    """CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        pid INTEGER,
+        pid_started REAL,
+        process_group INTEGER,
+        event_offset INTEGER NOT NULL DEFAULT 0,
+        heard_at REAL,
+        outcome TEXT,
+        reason TEXT NOT NULL DEFAULT '',
+        started_at TEXT NOT NULL,
+        ended_at TEXT,
+        UNIQUE (job_id, number)
+    )""",
+    """CREATE TABLE metrics (
+        attempt_id INTEGER NOT NULL REFERENCES attempts(id) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        value REAL NOT NULL,
+        PRIMARY KEY (attempt_id, name, step)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE adapters (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        base_model TEXT NOT NULL,
+        method TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        job_id INTEGER NOT NULL REFERENCES jobs(id),
+        dataset_id INTEGER REFERENCES datasets(id),
+        created_at TEXT NOT NULL,
+        UNIQUE (job_id, sha256)
+    )""",
+    # author: the person who wrote it; job_id, model, adapter_id: the machine that did.
+    """CREATE TABLE candidates (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+        text TEXT NOT NULL,
+        model TEXT,
+        adapter_id INTEGER REFERENCES adapters(id),
+        job_id INTEGER REFERENCES jobs(id),
+        number INTEGER,
+        author TEXT REFERENCES users(name),
+        parent_id INTEGER REFERENCES candidates(id),
+        settings TEXT NOT NULL DEFAULT '{}',
+        tokens INTEGER,
+        finish TEXT,
+        created_at TEXT NOT NULL,
+        UNIQUE (job_id, sample_id, number)
+    )""",
+    "CREATE INDEX candidates_by_sample ON candidates (sample_id, id)",
+    """CREATE TABLE raters (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL CHECK (kind IN ('person', 'judge')),
+        name TEXT NOT NULL,
+        version TEXT NOT NULL DEFAULT '',
+        mode TEXT NOT NULL DEFAULT '',
+        UNIQUE (kind, name, version, mode)
+    )""",
+    """CREATE TABLE judgements (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        rater_id INTEGER NOT NULL REFERENCES raters(id),
+        sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+        job_id INTEGER REFERENCES jobs(id),
+        state TEXT NOT NULL CHECK (state IN ('ok', 'blocked', 'truncated', 'unparseable', 'failed')),
+        raw TEXT NOT NULL DEFAULT '',
+        reason TEXT NOT NULL DEFAULT '',
+        tokens_in INTEGER NOT NULL DEFAULT 0,
+        tokens_out INTEGER NOT NULL DEFAULT 0,
+        cost REAL NOT NULL DEFAULT 0,
+        created_at TEXT NOT NULL,
+        UNIQUE (job_id, sample_id, rater_id)
+    )""",
+    "CREATE INDEX judgements_by_sample ON judgements (sample_id, rater_id, id)",
+    f"""CREATE TABLE scores (
+        judgement_id INTEGER NOT NULL REFERENCES judgements(id) ON DELETE CASCADE,
+        candidate_id INTEGER NOT NULL REFERENCES candidates(id) ON DELETE CASCADE,
+        {_METRIC_COLUMNS},
+        PRIMARY KEY (judgement_id, candidate_id)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX scores_by_candidate ON scores (candidate_id)",
+    """CREATE TABLE pairs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+        chosen_id INTEGER NOT NULL REFERENCES candidates(id),
+        rejected_id INTEGER NOT NULL REFERENCES candidates(id),
+        origin TEXT NOT NULL CHECK (origin IN ('rule', 'hand', 'vote')),
+        rule TEXT,
+        chosen_quality REAL,
+        rejected_quality REAL,
+        status TEXT NOT NULL CHECK (status IN ('proposed', 'accepted', 'rejected')),
+        user TEXT NOT NULL REFERENCES users(name),
+        created_at TEXT NOT NULL,
+        CHECK (chosen_id <> rejected_id),
+        UNIQUE (sample_id, chosen_id, rejected_id)
+    )""",
+    "CREATE INDEX pairs_by_status ON pairs (status, id)",
+    # pair_judgements: which judgements a pair stands on (the arrow from labels to pairs).
+    """CREATE TABLE pair_judgements (
+        pair_id INTEGER NOT NULL REFERENCES pairs(id) ON DELETE CASCADE,
+        judgement_id INTEGER NOT NULL REFERENCES judgements(id),
+        PRIMARY KEY (pair_id, judgement_id)
+    ) WITHOUT ROWID""",
+    # row: the frozen content; it stays as it is when the live tables change.
+    """CREATE TABLE dataset_rows (
+        dataset_id INTEGER NOT NULL REFERENCES datasets(id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        split TEXT NOT NULL CHECK (split IN ('train', 'heldout')),
+        sample_id INTEGER NOT NULL REFERENCES samples(id),
+        pair_id INTEGER REFERENCES pairs(id),
+        row TEXT NOT NULL,
+        PRIMARY KEY (dataset_id, position)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX dataset_rows_by_pair ON dataset_rows (pair_id)",
+    """CREATE TABLE conversations (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        user TEXT NOT NULL REFERENCES users(name),
+        title TEXT NOT NULL DEFAULT '',
+        settings TEXT NOT NULL DEFAULT '{}',
+        created_at TEXT NOT NULL
+    )""",
+    # column_number: which side answered; NULL for the user's turn, which all sides share.
+    """CREATE TABLE turns (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        conversation_id INTEGER NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        column_number INTEGER,
+        role TEXT NOT NULL CHECK (role IN ('system', 'user', 'assistant')),
+        content TEXT NOT NULL,
+        model TEXT,
+        adapter_id INTEGER REFERENCES adapters(id),
+        finish TEXT,
+        created_at TEXT NOT NULL
+    )""",
+    "CREATE INDEX turns_by_conversation ON turns (conversation_id, position)",
+    """CREATE TABLE votes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        left_turn_id INTEGER NOT NULL REFERENCES turns(id) ON DELETE CASCADE,
+        right_turn_id INTEGER NOT NULL REFERENCES turns(id) ON DELETE CASCADE,
+        verdict TEXT NOT NULL CHECK (verdict IN ('left', 'right', 'tie', 'both bad')),
+        note TEXT NOT NULL DEFAULT '',
+        user TEXT NOT NULL REFERENCES users(name),
+        pair_id INTEGER REFERENCES pairs(id),
+        created_at TEXT NOT NULL,
+        CHECK (left_turn_id <> right_turn_id),
+        UNIQUE (left_turn_id, right_turn_id, user)
+    )""",
+    """CREATE TABLE actions (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        user TEXT NOT NULL REFERENCES users(name),
+        label TEXT NOT NULL,
+        sample_id INTEGER,
+        created_at TEXT NOT NULL,
+        undone_at TEXT
+    )""",
+    "CREATE INDEX actions_by_user ON actions (user, id)",
+    """CREATE TABLE changes (
+        action_id INTEGER NOT NULL REFERENCES actions(id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        table_name TEXT NOT NULL,
+        row_key TEXT NOT NULL,
+        before TEXT,
+        after TEXT,
+        PRIMARY KEY (action_id, position)
+    ) WITHOUT ROWID""",
+]
+
+
+@migrations()
+def m001_create_tables(db: Database) -> None:
+    for statement in _TABLES:
+        db.conn.execute(statement)
+    db.table("samples").enable_fts(["question", "reference"], create_triggers=True)

@@ -1,0 +1,231 @@
+"""Preference pairs: proposed by rule or made by hand, then accepted, rejected or flipped by people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from storage import history
+from storage.candidates import get_candidate
+from storage.errors import Conflict, NotFound, UserError
+from storage.records import Pair, PairStatus, PairView, now
+from storage.rows import Row, count, one, rows, with_json
+
+STATUSES: tuple[PairStatus, ...] = ("proposed", "accepted", "rejected")
+
+
+@dataclass(frozen=True)
+class NewPair:
+    """What a rule or a person proposes; judgements are those the choice stands on."""
+
+    sample_id: int
+    chosen_id: int
+    rejected_id: int
+    chosen_quality: float | None = None
+    rejected_quality: float | None = None
+    judgement_ids: tuple[int, ...] = field(default=())
+
+
+def add_rule_pairs(db: Database, user: str, rule: dict[str, Any], new: Iterable[NewPair]) -> int:
+    """Store a rule's pairs as one undoable action; returns how many are new.
+
+    A pair that is there already, either way round, stays as people left it.
+    """
+    known = {
+        frozenset((row["chosen_id"], row["rejected_id"]))
+        for row in rows(db, "SELECT chosen_id, rejected_id FROM pairs")
+    }
+    fresh = [pair for pair in new if frozenset((pair.chosen_id, pair.rejected_id)) not in known]
+    if not fresh:
+        return 0
+    with history.action(db, user, f"{len(fresh)} pairs by rule") as change:
+        for pair in fresh:
+            pair_id = change.insert("pairs", _values(pair, "rule", "proposed", user, rule))
+            for judgement_id in pair.judgement_ids:
+                change.insert("pair_judgements", {"pair_id": pair_id, "judgement_id": judgement_id})
+    return len(fresh)
+
+
+def choose_by_hand(db: Database, user: str, chosen_id: int, rejected_id: int) -> Pair:
+    """Make a pair of two candidates of one sample, accepted at once; undoable.
+
+    The same two the other way round are flipped; the same pair again is accepted.
+
+    Raises:
+        UserError: both are the same candidate, have the same text, or belong to different samples.
+        NotFound: one of them is not there.
+    """
+    if chosen_id == rejected_id:
+        raise UserError(f"Candidate {chosen_id} is both chosen and rejected; choose two different ones.")
+    chosen, rejected = get_candidate(db, chosen_id), get_candidate(db, rejected_id)
+    if chosen.sample_id != rejected.sample_id:
+        raise UserError(
+            f"Candidates {chosen_id} and {rejected_id} answer different samples; choose two of one sample."
+        )
+    if chosen.text == rejected.text:
+        raise UserError(
+            f"Candidates {chosen_id} and {rejected_id} have the same text: there is nothing to prefer. "
+            "Choose two that differ."
+        )
+    existing = one(
+        db,
+        "SELECT id FROM pairs"
+        " WHERE (chosen_id = :a AND rejected_id = :b) OR (chosen_id = :b AND rejected_id = :a)",
+        {"a": chosen_id, "b": rejected_id},
+    )
+    label = f"pair by hand: candidate {chosen_id} over {rejected_id}"
+    with history.action(db, user, label, chosen.sample_id) as change:
+        if existing:
+            pair_id = existing["id"]
+            change.update(
+                "pairs",
+                {"id": pair_id},
+                {
+                    "chosen_id": chosen_id,
+                    "rejected_id": rejected_id,
+                    "origin": "hand",
+                    "status": "accepted",
+                    "user": user,
+                    "rule": None,
+                    "chosen_quality": None,
+                    "rejected_quality": None,
+                },
+            )
+        else:
+            new = NewPair(chosen.sample_id, chosen_id, rejected_id)
+            pair_id = change.insert("pairs", _values(new, "hand", "accepted", user, None))
+    return get_pair(db, pair_id)
+
+
+def set_status(db: Database, user: str, pair_ids: Sequence[int], status: PairStatus) -> None:
+    """Accept or reject pairs as one undoable action.
+
+    Raises:
+        UserError: an unknown status.
+        NotFound: a pair is not there.
+    """
+    if status not in STATUSES:
+        raise UserError(f"Unknown status {status!r}; use one of {', '.join(STATUSES)}.")
+    what = f"pair {pair_ids[0]}" if len(pair_ids) == 1 else f"{len(pair_ids)} pairs"
+    with history.action(db, user, f"{what} {status}") as change:
+        for pair_id in pair_ids:
+            change.update("pairs", {"id": pair_id}, {"status": status})
+
+
+def flip(db: Database, user: str, pair_id: int) -> Pair:
+    """Swap chosen and rejected; undoable. The pair becomes the flipping person's own, and accepted.
+
+    Raises:
+        Conflict: the swapped pair is there already.
+    """
+    pair = get_pair(db, pair_id)
+    twin = one(
+        db,
+        "SELECT id FROM pairs WHERE chosen_id = ? AND rejected_id = ?",
+        [pair.rejected_id, pair.chosen_id],
+    )
+    if twin:
+        raise Conflict(f"Pair {twin['id']} is this pair the other way round already; reject one of them.")
+    with history.action(db, user, f"pair {pair_id} flipped", pair.sample_id) as change:
+        change.update(
+            "pairs",
+            {"id": pair_id},
+            {
+                "chosen_id": pair.rejected_id,
+                "rejected_id": pair.chosen_id,
+                "chosen_quality": pair.rejected_quality,
+                "rejected_quality": pair.chosen_quality,
+                "origin": "hand",
+                "status": "accepted",
+                "user": user,
+            },
+        )
+    return get_pair(db, pair_id)
+
+
+def get_pair(db: Database, pair_id: int) -> Pair:
+    """Raises NotFound."""
+    found = one(db, "SELECT * FROM pairs WHERE id = ?", [pair_id])
+    if found is None:
+        raise NotFound(f"There is no pair {pair_id}; reload the list.")
+    return _pair(found)
+
+
+def pairs_of_sample(db: Database, sample_id: int) -> list[Pair]:
+    return [_pair(row) for row in rows(db, "SELECT * FROM pairs WHERE sample_id = ? ORDER BY id", [sample_id])]
+
+
+def count_pairs(db: Database) -> dict[str, int]:
+    """How many pairs are in each status; every status has its number."""
+    counted = {
+        row["status"]: row["n"] for row in rows(db, "SELECT status, count(*) AS n FROM pairs GROUP BY status")
+    }
+    return {status: counted.get(status, 0) for status in STATUSES}
+
+
+def list_pairs(
+    db: Database,
+    statuses: Sequence[PairStatus] = STATUSES,
+    after: int = 0,
+    limit: int = 50,
+    sample_id: int | None = None,
+) -> list[PairView]:
+    """A keyset page of pairs with their texts, in the order of their ids."""
+    chosen_statuses = list(statuses)
+    found = rows(
+        db,
+        f"""SELECT p.*, s.question, s.reference, s.messages, c.text AS chosen_text, r.text AS rejected_text
+            FROM pairs p JOIN samples s ON s.id = p.sample_id
+            JOIN candidates c ON c.id = p.chosen_id JOIN candidates r ON r.id = p.rejected_id
+            WHERE p.status IN ({", ".join("?" * len(chosen_statuses))}) AND p.id > ?
+            {"AND p.sample_id = ?" if sample_id is not None else ""}
+            ORDER BY p.id LIMIT ?""",
+        [*chosen_statuses, after, *([sample_id] if sample_id is not None else []), limit],
+    )
+    return [_view(row) for row in found]
+
+
+def next_pair_page(db: Database, statuses: Sequence[PairStatus], after: int) -> bool:
+    """Whether any pair of these statuses comes after this id."""
+    marks = ", ".join("?" * len(statuses))
+    return bool(
+        count(
+            db,
+            f"SELECT EXISTS (SELECT 1 FROM pairs WHERE status IN ({marks}) AND id > ?)",
+            [*statuses, after],
+        )
+    )
+
+
+def _values(
+    pair: NewPair, origin: str, status: PairStatus, user: str, rule: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "sample_id": pair.sample_id,
+        "chosen_id": pair.chosen_id,
+        "rejected_id": pair.rejected_id,
+        "origin": origin,
+        "rule": None if rule is None else json.dumps(rule, sort_keys=True),
+        "chosen_quality": pair.chosen_quality,
+        "rejected_quality": pair.rejected_quality,
+        "status": status,
+        "user": user,
+        "created_at": now(),
+    }
+
+
+def _pair(row: Row) -> Pair:
+    return Pair(**with_json(row, "rule"))
+
+
+def _view(row: Row) -> PairView:
+    from storage.samples import images_of
+
+    question, reference = row.pop("question"), row.pop("reference")
+    images = tuple(images_of(json.loads(row.pop("messages"))))
+    chosen, rejected = row.pop("chosen_text"), row.pop("rejected_text")
+    return PairView(_pair(row), question, reference, images, chosen, rejected)
