@@ -1,0 +1,39 @@
+"""Fixtures that every test file may use. pytest puts tests/ on the path: `from factories import …`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from factories import World, open_world
+
+from jobs.telemetry import switch_off
+
+switch_off(os.environ)
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in ("PLUMB_DATA", "PLUMB_HOST", "PLUMB_PORT", "PLUMB_DEVICES"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = open_world(tmp_path / "data")
+    yield made
+    made.db.close()
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """Poll until a condition holds; fails with its name after the deadline."""
+
+    def wait(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {seconds} s: {what}")
+            time.sleep(0.05)
+
+    return wait

@@ -1,0 +1,114 @@
+"""The paper's rule (paper.md, section 3), by example and by property."""
+
+from __future__ import annotations
+
+import pytest
+from factories import USER, World, metrics_of
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from jobs.pairing import PairRule, ScoredSample, pair_of, preview
+from storage.records import Candidate, Judgement, Rater, Score
+from storage.scored import walk_scored
+from storage.scores import set_score
+
+JUDGE = Rater(1, "judge", "test", "1", "")
+PERSON = Rater(2, "person", USER, "", "")
+
+
+def candidate(number: int, sample_id: int = 1) -> Candidate:
+    return Candidate(
+        number, sample_id, f"answer {number}", "demo", None, 1, number, None, None, {}, None, None, ""
+    )
+
+
+def judgement(qualities: list[int | None], rater: Rater = JUDGE, number: int = 1, state: str = "ok") -> Judgement:
+    scores = tuple(
+        Score(index + 1, **(metrics_of(value) if value is not None else {}))
+        for index, value in enumerate(qualities)
+    )
+    return Judgement(number, rater, 1, None, state, "", "", 0, 0, 0.0, "", scores)  # type: ignore[arg-type]
+
+
+def scored(*judgements: Judgement, sample_id: int = 1) -> ScoredSample:
+    size = max(len(one.scores) for one in judgements)
+    return ScoredSample(sample_id, [candidate(n + 1) for n in range(size)], judgements)
+
+
+def test_the_first_of_the_best_is_chosen() -> None:
+    pair, spread = pair_of(scored(judgement([5, 9, 9, 2])), PairRule())
+    assert pair is not None
+    assert (pair.chosen_id, spread) == (2, 7)
+    assert (pair.chosen_quality, pair.judgement_ids) == (9, (1,))
+
+
+def test_rejected_is_drawn_from_all_that_are_far_enough() -> None:
+    drawn = {
+        pair.rejected_id
+        for seed in range(60)
+        if (pair := pair_of(scored(judgement([9, 7, 8, 1])), PairRule(seed=seed))[0])
+    }
+    assert drawn == {2, 4}, "8 is within the margin of 2"
+
+
+def test_a_sample_below_the_margin_makes_no_pair() -> None:
+    assert pair_of(scored(judgement([9, 8, 9, 8])), PairRule()) == (None, 1)
+    assert pair_of(scored(judgement([9, 8, 9, 8])), PairRule(margin=1))[0] is not None
+
+
+def test_a_person_who_is_not_done_decides_nothing_yet() -> None:
+    half = judgement([1, None], PERSON, 2)
+    both = judgement([1, 12], PERSON, 3)
+    judge = judgement([12, 1])
+    rule = PairRule()
+    assert pair_of(scored(judge, half), rule)[0].chosen_id == 1  # type: ignore[union-attr]
+    assert pair_of(scored(judge, both), rule)[0].chosen_id == 2  # type: ignore[union-attr]
+    assert pair_of(scored(judge, both), PairRule(raters="judges"))[0].chosen_id == 1  # type: ignore[union-attr]
+    assert pair_of(scored(judge, half), PairRule(raters="people")) == (None, None)
+
+
+def test_only_judgements_that_are_ok_count_and_the_latest_of_them() -> None:
+    old, new = judgement([12, 1], number=1), judgement([1, 12], number=2)
+    failed = judgement([12, 1], number=3, state="failed")
+    assert pair_of(scored(old, new, failed), PairRule())[0].chosen_id == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", [{"margin": 0}, {"metrics": []}, {"metrics": ["charm"]}, {"seed": -1}])
+def test_bad_rules_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        PairRule.model_validate(values)
+
+
+@given(
+    samples=st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=6), max_size=12),
+    margin=st.integers(1, 6),
+    seed=st.integers(0, 3),
+)
+def test_what_holds_for_every_pair(samples: list[list[int]], margin: int, seed: int) -> None:
+    world = [scored(judgement(list(values)), sample_id=n + 1) for n, values in enumerate(samples)]
+    rule = PairRule(margin=margin, seed=seed)
+    made = preview(world, rule)
+    assert len({pair.sample_id for pair in made.pairs}) == len(made.pairs), "one pair a sample"
+    for pair in made.pairs:
+        values = samples[pair.sample_id - 1]
+        assert pair.chosen_id != pair.rejected_id
+        assert values[pair.chosen_id - 1] == max(values) == pair.chosen_quality
+        assert pair.chosen_id - 1 == values.index(max(values))
+        assert values[pair.rejected_id - 1] <= max(values) - margin
+    assert len(made.pairs) + made.too_close + made.unscored == len(samples)
+    assert sum(made.spreads.values()) == len(made.pairs) + made.too_close
+    # A pair depends on its own sample and the seed, not on what else is there or in which order.
+    assert {pair for one in reversed(world) for pair in preview([one], rule).pairs} == set(made.pairs)
+
+
+def test_from_the_database(world: World) -> None:
+    first, second = world.sample(1), world.sample(2)
+    judged = world.judged(first, [12, 3])
+    world.candidates(second, ["nobody scored me"])
+    for chosen in judged:
+        for metric in metrics_of(0):
+            set_score(world.db, USER, chosen.id, metric, 4 if chosen is judged[1] else 0)
+    made = preview((ScoredSample(*row) for row in walk_scored(world.db, batch=1)), PairRule())
+    assert [(pair.chosen_id, pair.rejected_id) for pair in made.pairs] == [(judged[1].id, judged[0].id)]
+    assert made.unscored == 1

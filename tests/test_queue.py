@@ -1,0 +1,223 @@
+"""Submitting: what is frozen, and what is refused before a device is claimed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import USER, World, settings_for
+
+from jobs import queue
+from jobs.configs import KINDS, PRESETS, parse_config
+from jobs.processes import PROJECT
+from jobs.runs import RunFolder
+from jobs.settings import detect_devices, load_settings
+from storage import jobs as store
+from storage import pairs
+from storage.datasets import freeze_pairs
+from storage.errors import Conflict, NotFound, PlumbError, UserError
+from storage.lifecycle import JobStatus
+
+
+@pytest.fixture(autouse=True)
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests look at the queue alone."""
+    monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
+
+
+def submit(world: World, kind: str, **values: Any) -> tuple[Any, RunFolder]:
+    job = queue.submit(world.db, world.settings, kind, values, USER)
+    return job, RunFolder(world.folder.run(job.id))
+
+
+def test_generate_freezes_samples_with_their_images(world: World) -> None:
+    first, second = world.sample(1, images=2), world.sample(2, images=0)
+    job, run = submit(world, "generate", candidates=3)
+    rows = list(run.rows())
+    assert [row["sample_id"] for row in rows] == [first, second]
+    names = [part["image"] for part in rows[0]["messages"][0]["content"] if part["type"] == "image"]
+    assert sorted(names) == sorted(path.name for path in run.images.iterdir())
+    assert all(run.image(name).read_bytes() for name in names)
+    frozen = run.job()
+    assert (frozen.kind, frozen.user, frozen.config["candidates"]) == ("generate", USER, 3)
+    assert frozen.parsed() == parse_config("generate", {"candidates": 3})
+    assert store.queue_position(world.db, job) == 1
+
+
+def test_only_what_is_missing_unless_told_otherwise(world: World) -> None:
+    answered, fresh = world.sample(1), world.sample(2)
+    world.candidates(answered, ["a"])
+    assert [row["sample_id"] for row in submit(world, "generate")[1].rows()] == [fresh]
+    again = submit(world, "generate", samples={"only_missing": False})[1]
+    assert [row["sample_id"] for row in again.rows()] == [answered, fresh]
+
+
+def test_selections(world: World) -> None:
+    ids = [world.sample(n, source="a" if n < 3 else "b") for n in range(1, 6)]
+
+    def chosen(**selection: Any) -> list[int]:
+        return [row["sample_id"] for row in submit(world, "generate", samples=selection)[1].rows()]
+
+    assert chosen(source="b") == ids[2:]
+    assert chosen(limit=2) == ids[:2]
+    assert chosen(ids=[ids[3], ids[0]]) == [ids[0], ids[3]]
+    with pytest.raises(UserError, match="no sample 99"):
+        chosen(ids=[99])
+    with pytest.raises(UserError, match="needs a data set"):
+        chosen(split="train")
+
+
+def test_a_frozen_job_does_not_move_with_the_live_tables(world: World) -> None:
+    for n in range(1, 5):
+        one, two = world.candidates(world.sample(n), ["good", "bad"])
+        pairs.choose_by_hand(world.db, USER, one.id, two.id)
+    dataset = freeze_pairs(world.db, USER, "first", heldout_percent=25)
+    job, run = submit(world, "dpo", dataset="first")
+    for view in pairs.list_pairs(world.db):
+        pairs.flip(world.db, USER, view.pair.id)
+    rows = list(run.rows())
+    assert [row["chosen"] for row in rows] == ["good"] * 4
+    assert sorted(row["split"] for row in rows) == ["heldout", "train", "train", "train"]
+    assert run.job().dataset_hash == dataset.hash
+    assert store.get_job(world.db, job.id).dataset_id == dataset.id
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "text"),
+    [
+        ("paint", {}, "Unknown job kind 'paint'"),
+        ("generate", {"model": "no such model"}, "Unknown base model 'no such model'"),
+        ("generate", {"device": "cuda:7"}, "device = 'cuda:7' is not there; this Plumb has cpu"),
+        ("generate", {"candidates": 0}, "candidates = 0"),
+        ("generate", {"temperature": 0}, "temperature 0 gives the same answer 4 times"),
+        ("generate", {"colour": "red"}, "colour is not a setting of this kind"),
+        ("generate", {"samples": {"source": "nowhere"}}, "no sample fits the selection"),
+        ("judge", {}, "no sample of the selection has candidates"),
+        ("dpo", {}, "dataset is missing"),
+        ("dpo", {"dataset": "nothing"}, "no data set named 'nothing'"),
+        ("serve", {"adapters": [5]}, "no adapter 5"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(
+    world: World, kind: str, values: dict[str, Any], text: str
+) -> None:
+    world.sample()
+    with pytest.raises(PlumbError, match=text.replace("(", r"\(")):
+        queue.submit(world.db, world.settings, kind, values, USER)
+    assert store.list_jobs(world.db) == []
+    assert list(world.folder.runs.iterdir()) == []
+
+
+def test_a_missing_image_file_is_named(world: World) -> None:
+    world.sample()
+    for path in world.folder.images.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="python -m storage check"):
+        queue.submit(world.db, world.settings, "generate", {}, USER)
+    assert store.list_jobs(world.db) == []
+    assert list(world.folder.runs.iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_is_refused(world: World, tmp_path: Path) -> None:
+    world.sample()
+    with pytest.raises(UserError, match=r"without config\.json"):
+        queue.submit(world.db, world.settings, "generate", {"model": str(tmp_path)}, USER)
+
+
+def test_stopping_a_queued_job_ends_it_and_an_ended_one_is_refused(world: World) -> None:
+    world.sample()
+    job, _ = submit(world, "generate")
+    assert queue.stop(world.db, world.settings, job.id).status is JobStatus.STOPPED
+    with pytest.raises(Conflict, match="has ended already"):
+        queue.stop(world.db, world.settings, job.id)
+    with pytest.raises(NotFound):
+        queue.stop(world.db, world.settings, 99)
+
+
+def test_stopping_a_running_job_asks_its_worker(world: World) -> None:
+    world.sample()
+    job, run = submit(world, "generate")
+    store.claim_next(world.db, "device", "cpu")
+    assert queue.stop(world.db, world.settings, job.id).status is JobStatus.STOPPING
+    assert run.stop_requested()
+
+
+def test_every_preset_is_a_valid_configuration() -> None:
+    for kind, presets in PRESETS.items():
+        for values in presets.values():
+            parse_config(kind, {"dataset": "x", **values})
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    config: Any = parse_config("dpo", {"dataset": "x", **PRESETS["dpo"]["paper"]})
+    assert (config.beta, config.learning_rate, config.epochs) == (0.1, 5e-5, 3)
+    assert config.batch_size * config.accumulation == 128
+    assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (128, 256, 0.05)
+    assert (config.schedule, config.warmup_ratio, config.weight_decay) == ("cosine", 0.03, 0)
+
+
+def test_every_field_has_a_title_for_its_form() -> None:
+    for kind, model in KINDS.items():
+        for name, field in model.model_fields.items():
+            assert field.title, f"{kind}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "is missing"),
+        ('{"format": 1, "job_', "not whole JSON"),
+        ('{"format": 99}', "format 99"),
+        ('{"format": 1}', "does not hold a job"),
+    ],
+)
+def test_a_broken_job_file_is_explained(tmp_path: Path, content: str | None, text: str) -> None:
+    if content is not None:
+        (tmp_path / "job.json").write_text(content)
+    with pytest.raises(UserError, match=text):
+        RunFolder(tmp_path).job()
+
+
+def test_settings_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="port = 70000"):
+        load_settings(port=70000)
+    monkeypatch.setenv("PLUMB_DEVICES", "cuda:0, cuda:1")
+    monkeypatch.setenv("PLUMB_DATA", str(tmp_path))
+    settings = load_settings()
+    assert settings.devices == ("cuda:0", "cuda:1")
+    assert settings.folder.root == tmp_path
+    assert load_settings(devices="cpu").devices == ("cpu",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert detect_devices() == ("cuda:0", "cuda:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert detect_devices() == ("cpu",)
+    assert [
+        settings_for(tmp_path, host=host).loopback for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+    ] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "must hold"), ('{"kind": "judge", "config": 3}', "config is an object")],
+)
+def test_the_command_explains_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    command = [sys.executable, "-m", "jobs", "submit", "-", "--data", str(tmp_path)]
+    result = subprocess.run(command, cwd=PROJECT, input=text, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_lists_as_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "list", "--json", "--data", str(tmp_path)]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []

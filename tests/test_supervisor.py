@@ -1,0 +1,240 @@
+"""Real processes: a detached supervisor, real workers, kill -9. The jobs are judge jobs: no torch needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from factories import USER, World, open_world
+
+from jobs import queue
+from jobs.processes import explain_exit, find_process, signal_group, worker_environment
+from jobs.runs import RunFolder
+from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
+from storage import jobs as store
+from storage.lifecycle import ENDED, JobStatus
+from storage.records import Attempt, Job
+from storage.rows import count, rows
+
+Wait = Callable[..., None]
+Sleeper = Callable[[World], tuple[Job, subprocess.Popen[bytes]]]
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[World]:
+    """A world with plenty to judge; whatever it started is ended with it."""
+    made = open_world(tmp_path / "data")
+    job = made.job()
+    for number in range(1, 301):
+        made.candidates(made.sample(number, colour=1), ["circle", "The shape is a circle."], job)
+    made.db.conn.execute("UPDATE jobs SET status = 'done'")
+    yield made
+    for process in started_by(made):
+        process.kill()
+    made.db.close()
+
+
+def started_by(world: World) -> list[psutil.Process]:
+    """The supervisor and the workers of this data folder, found by their own folder alone."""
+    root = str(world.folder.root)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PLUMB_DATA") == root and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def supervisors(world: World) -> list[psutil.Process]:
+    return [process for process in started_by(world) if "supervise" in process.cmdline()]
+
+
+def submit_judge(world: World) -> Job:
+    return queue.submit(world.db, world.settings, "judge", {"samples": {"only_missing": False}}, USER)
+
+
+def status(world: World, job: Job) -> JobStatus:
+    return store.get_job(world.db, job.id).status
+
+
+def attempt_of(world: World, job: Job) -> Attempt:
+    return store.attempts_of(world.db, job.id)[-1]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Sleeper]:
+    """A job whose worker is a sleeping process of ours, as if a supervisor that is gone had started it."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(world: World) -> tuple[Job, subprocess.Popen[bytes]]:
+        job = world.job("judge")
+        world.db.conn.execute("UPDATE jobs SET slot_kind = 'network' WHERE id = ?", [job.id])
+        RunFolder(world.folder.run(job.id)).path.mkdir()
+        store.claim_next(world.db, "network", "network-0")
+        attempt = store.start_attempt(world.db, job.id)
+        script = "import time; time.sleep(600)"
+        children.append(subprocess.Popen([sys.executable, "-c", script], start_new_session=True))
+        pid = children[-1].pid
+        store.identify(world.db, attempt.id, pid, psutil.Process(pid).create_time(), pid)
+        store.move(world.db, job.id, JobStatus.RUNNING)
+        return job, children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_a_job_runs_without_the_one_who_asked(busy: World, wait_for: Wait) -> None:
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) in ENDED, "the job ends")
+    assert status(busy, job) is JobStatus.DONE, store.get_job(busy.db, job.id).reason
+    assert count(busy.db, "SELECT count(*) FROM judgements WHERE job_id = ?", [job.id]) == 300
+    wait_for(lambda: not supervisors(busy), "a supervisor with nothing to do leaves")
+    second = submit_judge(busy)
+    wait_for(lambda: status(busy, second) is JobStatus.DONE, "a new supervisor comes when needed")
+
+
+def test_a_killed_supervisor_loses_nothing(busy: World, wait_for: Wait) -> None:
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) is not JobStatus.QUEUED, "it starts")
+    for process in supervisors(busy):
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    ensure_supervisor(busy.settings)
+    wait_for(lambda: status(busy, job) in ENDED, "the next supervisor settles it")
+    assert status(busy, job) is JobStatus.DONE, store.get_job(busy.db, job.id).reason
+    judged = rows(busy.db, "SELECT sample_id FROM judgements WHERE job_id = ?", [job.id])
+    assert len(judged) == len({row["sample_id"] for row in judged}) == 300
+    assert len(store.attempts_of(busy.db, job.id)) == 1, "adopted, not started again"
+
+
+def test_only_one_supervisor_a_folder(busy: World, wait_for: Wait) -> None:
+    lock = lock_of(busy.folder)
+    with lock:
+        assert ensure_supervisor(busy.settings) is False
+    for _ in range(3):
+        ensure_supervisor(busy.settings)
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) is JobStatus.DONE, "the job is done")
+    assert len(store.attempts_of(busy.db, job.id)) == 1
+
+
+def test_a_killed_worker_is_settled_with_its_reason_and_the_queue_goes_on(world: World, sleeper: Sleeper) -> None:
+    job, child = sleeper(world)
+    (world.folder.run(job.id) / "log.txt").write_text("loading\nlast words\n")
+    supervisor = Supervisor(world.settings)
+    supervisor.step(world.db)
+    assert status(world, job) is JobStatus.RUNNING, "adopted: it is our process"
+    child.kill()
+    child.wait()
+    supervisor.step(world.db)
+    ended = store.get_job(world.db, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert "it was killed" in ended.reason
+    assert "last words" in ended.reason
+    assert attempt_of(world, job).outcome == "failed"
+
+
+def test_a_worker_that_does_not_stop_is_ended_as_a_group(
+    world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, child = sleeper(world)
+    monkeypatch.setattr("jobs.supervisor.SOFT_SECONDS", -1.0)
+    monkeypatch.setattr("jobs.supervisor.ensure_supervisor", lambda settings: False)
+    monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
+    queue.stop(world.db, world.settings, job.id)
+    supervisor = Supervisor(world.settings)
+    supervisor.step(world.db)
+    assert child.wait(10) == -signal.SIGTERM
+    supervisor.step(world.db)
+    assert status(world, job) is JobStatus.STOPPED
+
+
+def test_a_reused_pid_is_never_signalled(world: World, sleeper: Sleeper) -> None:
+    job, child = sleeper(world)
+    world.db.conn.execute("UPDATE attempts SET pid_started = pid_started - 1000")
+    attempt = attempt_of(world, job)
+    assert find_process(attempt) is None
+    assert signal_group(attempt, signal.SIGKILL) is False
+    assert child.poll() is None
+    Supervisor(world.settings).step(world.db)
+    assert status(world, job) is JobStatus.FAILED
+    child.kill()
+    child.wait()
+
+
+def test_events_that_cannot_be_stored_fail_their_job_alone(busy: World, sleeper: Sleeper, wait_for: Wait) -> None:
+    job, child = sleeper(busy)
+    RunFolder(busy.folder.run(job.id)).events.write_text('{"kind": "candidate"}\n')
+    child.kill()
+    child.wait()
+    supervisor = Supervisor(busy.settings)
+    supervisor.step(busy.db)
+    ended = store.get_job(busy.db, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert "events cannot be stored" in ended.reason
+    other = submit_judge(busy)
+    wait_for(lambda: status(busy, other) is JobStatus.DONE, "the next job is done")
+
+
+def test_the_workers_last_word_counts_before_its_exit_code(world: World, sleeper: Sleeper) -> None:
+    job, child = sleeper(world)
+    child.kill()
+    child.wait()
+    run = RunFolder(world.folder.run(job.id))
+    run.events.write_text(
+        '{"kind": "started", "pid": 1, "pid_started": 1.0}\n{"kind": "end", "status": "done", "reason": ""}\n'
+    )
+    attempt = attempt_of(world, job)
+    current = store.get_job(world.db, job.id)
+    assert verdict(run, attempt, current, 1) == (JobStatus.DONE, "")
+    with run.events.open("a") as file:
+        file.write('{"kind": "started", "pid": 2, "pid_started": 2.0}\n')
+    assert verdict(run, attempt, current, -9)[0] is JobStatus.FAILED, "an earlier attempt's word is not this one's"
+
+
+def test_the_folder_alone_is_enough(busy: World, tmp_path: Path) -> None:
+    """A run folder copied elsewhere runs there, without the data folder."""
+    import shutil
+
+    job = submit_judge(busy)
+    target = tmp_path / "elsewhere"
+    shutil.copytree(busy.folder.run(job.id), target, ignore=shutil.ignore_patterns("events.jsonl", "*.lock"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PLUMB")}
+    command = [sys.executable, "-m", "jobs.worker", str(target)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    from jobs.events import read_events
+
+    kinds = [event["kind"] for event in read_events(RunFolder(target).events)]
+    assert kinds.count("judgement") == 300
+    assert kinds[-1] == "end"
+
+
+def test_exits_are_explained() -> None:
+    assert "SIGKILL" in explain_exit(-9)
+    assert "memory" in explain_exit(-9)
+    assert "exit code 3" in explain_exit(3)
+    assert "no last word" in explain_exit(None)
+
+
+def test_a_worker_sees_its_own_device_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PLUMB_SERVE_KEY", "left over")
+    job = world.job()
+    world.db.conn.execute("UPDATE jobs SET slot = 'cuda:1' WHERE id = ?", [job.id])
+    environment = worker_environment(world.folder, store.get_job(world.db, job.id))
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["PLUMB_WORKER_DEVICE"]) == ("1", "cuda:0")
+    assert "PLUMB_SERVE_KEY" not in environment, "only the chat's process needs it"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    environment = worker_environment(world.folder, store.get_job(world.db, job.id))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "6"
