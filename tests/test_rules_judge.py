@@ -14,6 +14,7 @@ from jobs.pairing import QUALITY
 from storage.records import METRICS
 
 SHAPE, CLOSED = "what shape is in the image?", "is there a red shape in the image?"
+NEGATIVE = "does the image not contain a red shape?"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,10 @@ SHAPE, CLOSED = "what shape is in the image?", "is there a red shape in the imag
         (CLOSED, "yes", "Yes, there is no red shape.", (1, 2, 1, 1, 2)),
         (CLOSED, "yes", "There is a red shape in the image.", (4, 4, 4, 2, 2)),
         (CLOSED, "no", "There is not a red shape here.", (4, 4, 4, 2, 2)),
+        (NEGATIVE, "yes", "Yes, there is no red shape in the image.", (4, 4, 4, 2, 2)),
+        (NEGATIVE, "yes", "There is not a red shape here.", (4, 4, 4, 2, 2)),
+        (NEGATIVE, "yes", "There is a red shape in the image.", (1, 0, 4, 1, 2)),
+        (NEGATIVE, "no", "No, it contains a red shape.", (4, 4, 4, 2, 2)),
         ("what color is the circle?", "gray", "The circle is grey.", (4, 4, 4, 3, 2)),
     ],
 )

@@ -80,21 +80,26 @@ def _verdict(values: tuple[int, int, int, int, int], reason: str) -> Verdict:
 def _claims(question: str, reference: str, words: list[str]) -> set[str]:
     """The answers of the question's kind that the words hold.
 
-    A yes/no question may be answered without either word ("There is a red circle."): then the text agrees if
-    it holds no negation.
+    A yes/no question may be answered without either word ("There is a red circle."): the text then says that
+    what was asked for is there, or, with a negation, that it is not. Some questions are negative themselves
+    ("does the image not contain a red shape?"): "Yes, there is no red shape." contradicts nothing there.
     """
-    if reference in YES_NO:
-        said = YES_NO & set(words[:1]) or YES_NO & set(words)
-        if said == {"yes"} and (_NEGATIONS & set(words) or "no" in words):
-            return set(YES_NO)
-        if said:
-            return set(said)
-        asked = (SHAPES | COLOURS) & set(_WORD.findall(question.lower()))
-        if asked and asked & set(words):
-            return {"no"} if _NEGATIONS & set(words) else {"yes"}
-        return set()
-    kind = SHAPES if reference in SHAPES else COLOURS if reference in COLOURS else frozenset({reference})
-    return set(kind & set(words))
+    said_words = set(words)
+    if reference not in YES_NO:
+        kind = SHAPES if reference in SHAPES else COLOURS if reference in COLOURS else frozenset({reference})
+        return set(kind & said_words)
+    asked = set(_WORD.findall(question.lower()))
+    negative_question = bool(_NEGATIONS & asked) or "no" in asked
+    said = YES_NO & set(words[:1]) or YES_NO & said_words
+    if said == {"yes"}:
+        denies = bool(_NEGATIONS & said_words) or "no" in words
+        return set(YES_NO) if denies and not negative_question else {"yes"}
+    if said:
+        return set(said)
+    if (SHAPES | COLOURS) & asked & said_words:
+        absent = bool(_NEGATIONS & said_words)
+        return {"yes"} if absent == negative_question else {"no"}
+    return set()
 
 
 def is_sentence(text: str) -> bool:
