@@ -109,6 +109,8 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m jobs.worker RUN_DIR", file=sys.stderr)
         return 2
     switch_off(os.environ)
+    # OpenMP's threads spin while they wait; beside other busy processes a step took ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate_softly)
     return work(Path(arguments[0]).resolve())

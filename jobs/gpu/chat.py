@@ -1,0 +1,278 @@
+"""The chat's engine: columns over one base, each with its own adapter, decoded in turn, token by token.
+
+Free of HTTP. All use of the model happens in one thread, one request at a time; the others wait in line.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from jobs.gpu.answering import Answerer, stock_answers
+from jobs.gpu.chat_requests import ChatRequest, Column, Message, as_chat
+from jobs.gpu.decoding import CacheUnfit, Decoding, Sampling, noise_seed
+from jobs.gpu.loading import Loaded
+from jobs.gpu.lora import speaking
+from jobs.gpu.prompts import encode, lengths
+from jobs.gpu.spelling import Spelling
+from storage.errors import NotFound, PlumbError, UserError
+
+Emit = Callable[[dict[str, Any] | None], None]
+
+
+class Ticket:
+    """A request in line or at work. `stop` may be called from any thread and takes effect at the next token."""
+
+    def __init__(self, request: ChatRequest, emit: Emit) -> None:
+        self.request = request
+        self.emit = emit
+        self._stopped: set[str] = set()
+
+    def stop(self, column: str | None = None) -> None:
+        self._stopped.update([column] if column else [one.id for one in self.request.columns])
+
+    def is_stopped(self, column: str) -> bool:
+        return column in self._stopped
+
+
+class ChatEngine:
+    """Answers requests in the order they came.
+
+    What it emits for a request, in this order:
+
+        {"request": id}
+        {"waiting": n}                                    n requests are before this one; again when n changes
+        {"column": id, "delta": text}                     columns interleaved
+        {"column": id, "done": "stop" | "length" | "stopped", "tokens": n}
+        {"error": text}                                   instead of what is missing
+        None                                              the end
+
+    Args:
+        model: the base, or a PeftModel around it.
+        adapters: {id: PEFT's name of it}.
+    """
+
+    def __init__(
+        self, loaded: Loaded, model: Any, adapters: Mapping[int, str], note: Callable[[str], None]
+    ) -> None:
+        self._loaded = loaded
+        self._model = model
+        self._adapters = dict(adapters)
+        self._answerer = Answerer(model, loaded.processor, note)
+        self._changed = threading.Condition()
+        self._line: deque[Ticket] = deque()
+        self._current: Ticket | None = None
+        self._closing = False
+        self._last_use = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="chat", daemon=True)
+        self._thread.start()
+
+    @property
+    def adapters(self) -> tuple[int, ...]:
+        return tuple(self._adapters)
+
+    @property
+    def busy(self) -> bool:
+        with self._changed:
+            return self._current is not None or bool(self._line)
+
+    @property
+    def waiting(self) -> int:
+        with self._changed:
+            return len(self._line)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last request ended; 0 while one is at work."""
+        with self._changed:
+            return 0.0 if self._current or self._line else time.monotonic() - self._last_use
+
+    def submit(self, request: ChatRequest, emit: Emit) -> Ticket:
+        """Put a request in line; `emit` is called from the engine's thread.
+
+        Raises:
+            NotFound: an adapter that this process doesn't hold.
+            PlumbError: the engine is closing, or the request's id is taken.
+        """
+        for column in request.columns:
+            if column.adapter is not None and column.adapter not in self._adapters:
+                held = ", ".join(map(str, self._adapters)) or "none"
+                raise NotFound(
+                    f"Adapter {column.adapter} of column {column.id!r} is not loaded here (loaded: {held}); "
+                    "start the chat's model with it."
+                )
+        ticket = Ticket(request, emit)
+        with self._changed:
+            if self._closing:
+                raise PlumbError("The chat's model is leaving; start it again.")
+            ahead = [*self._line, *([self._current] if self._current else [])]
+            if any(other.request.request == request.request for other in ahead):
+                raise PlumbError(f"The request {request.request!r} is already in line; give each its own id.")
+            emit({"request": request.request})
+            if ahead:
+                emit({"waiting": len(ahead)})
+            self._line.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def stop(self, request: str, column: str | None = None) -> bool:
+        """Stop a request, or one of its columns; False where it isn't in line or at work."""
+        with self._changed:
+            for ticket in [*self._line, *([self._current] if self._current else [])]:
+                if ticket.request.request == request:
+                    ticket.stop(column)
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Stop everything and end the thread; what waits is told."""
+        with self._changed:
+            self._closing = True
+            for ticket in [*self._line, *([self._current] if self._current else [])]:
+                ticket.stop()
+            self._changed.notify_all()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._line)
+                if not self._line:
+                    return
+                self._current = self._line.popleft()
+                for place, other in enumerate(self._line, start=1):
+                    other.emit({"waiting": place})
+            try:
+                self._answer(self._current)
+            finally:
+                with self._changed:
+                    self._current = None
+                    self._last_use = time.monotonic()
+
+    def _answer(self, ticket: Ticket) -> None:
+        try:
+            self._stream(ticket)
+        except PlumbError as error:
+            ticket.emit({"error": str(error)})
+        except Exception as error:
+            from jobs.worker import explain
+
+            traceback.print_exc()  # into the run's log
+            ticket.emit({"error": explain(error)})
+        finally:
+            ticket.emit(None)
+
+    def _stream(self, ticket: Ticket) -> None:
+        request = ticket.request
+        sampling = Sampling(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_new_tokens=request.max_new_tokens,
+            seed=request.seed,
+        )
+        talks = [_Talk(ticket, column, self._loaded.processor.tokenizer) for column in request.columns]
+        prompts: dict[tuple[Message, ...], Mapping[str, Any]] = {}
+        for talk in talks:
+            messages = request.of(talk.column)
+            if messages not in prompts:
+                prompts[messages] = self._prompt(messages, request.max_new_tokens)
+            talk.inputs = prompts[messages]
+        if self._answerer.own_loop:
+            try:
+                self._interleave(talks, sampling)
+                return
+            except CacheUnfit:
+                pass  # found at the first prefill, before anything was said
+        self._one_by_one(talks, sampling)
+
+    def _prompt(self, messages: tuple[Message, ...], room: int) -> Mapping[str, Any]:
+        inputs = encode(self._loaded.processor, [as_chat(messages)])
+        context, (length,) = self._loaded.context, lengths(inputs)
+        if context is not None and length + room > context:
+            raise UserError(
+                f"The conversation has {length} tokens; with answers of {room} it exceeds the model's {context}. "
+                "Start a new conversation, or lower max_new_tokens."
+            )
+        return self._answerer.on_device(inputs)
+
+    def _interleave(self, talks: list[_Talk], sampling: Sampling) -> None:
+        """One token of each column in turn, so that both sides grow before the reader's eyes."""
+        # The same noise on every side: what differs comes from the adapter.
+        seeds = [noise_seed(sampling.seed, "chat", 0)]
+        open_talks = []
+        for talk in talks:
+            decoding = Decoding(self._model, talk.inputs, seeds, sampling, self._answerer.ends)
+            open_talks.append((talk, decoding))
+        while open_talks:
+            for talk, decoding in list(open_talks):
+                if talk.stopped:
+                    talk.end("stopped")
+                    open_talks.remove((talk, decoding))
+                    continue
+                with speaking(self._model, self._name(talk)):
+                    for _, token in decoding.step():
+                        talk.say(token)
+                if decoding.finished:
+                    talk.end(decoding.answers[0].finish)
+                    open_talks.remove((talk, decoding))
+
+    def _one_by_one(self, talks: list[_Talk], sampling: Sampling) -> None:
+        """Through transformers' generate, for models that our loop can't hold."""
+        seed = noise_seed(sampling.seed, "chat", 0)
+        for talk in talks:
+
+            def hear(tokens: torch.Tensor, talk: _Talk = talk) -> None:
+                if talk.stopped:
+                    raise _Halt
+                token = int(tokens[0, -1])
+                if token not in self._answerer.ends:
+                    talk.say(token)
+
+            try:
+                with speaking(self._model, self._name(talk)):
+                    (answer,) = stock_answers(
+                        self._model, talk.inputs, 1, sampling, seed, self._answerer.ends, hear
+                    )
+                talk.end(answer.finish)
+            except _Halt:
+                talk.end("stopped")
+
+    def _name(self, talk: _Talk) -> str | None:
+        return None if talk.column.adapter is None else self._adapters[talk.column.adapter]
+
+
+class _Halt(Exception):
+    """Leaves transformers' generate."""
+
+
+class _Talk:
+    """One column of one request while it speaks."""
+
+    def __init__(self, ticket: Ticket, column: Column, tokenizer: Any) -> None:
+        self.column = column
+        self.inputs: Mapping[str, Any] = {}
+        self._ticket = ticket
+        self._spelling = Spelling(tokenizer)
+        self._tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._ticket.is_stopped(self.column.id)
+
+    def say(self, token: int) -> None:
+        self._tokens += 1
+        self._tell(self._spelling.add(token))
+
+    def end(self, reason: str) -> None:
+        self._tell(self._spelling.rest())
+        self._ticket.emit({"column": self.column.id, "done": reason, "tokens": self._tokens})
+
+    def _tell(self, text: str) -> None:
+        if text:
+            self._ticket.emit({"column": self.column.id, "delta": text})

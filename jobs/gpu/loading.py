@@ -1,0 +1,218 @@
+"""A base model and its processor, by plain Auto classes: safetensors only, no code of the model's own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.models import DEMO, check_model, location
+from jobs.reporter import Reporter
+from storage.errors import PlumbError, UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in `eval` mode on its device, with the processor that feeds it."""
+
+    name: str
+    model: Any
+    processor: Any
+    device: torch.device
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and answer may have together; None where the config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def claim_device(name: str) -> torch.device:
+    """The device that job.json names, made the only one of its kind that this process sees.
+
+    TRL's trainer takes every visible GPU; hiding the others, before CUDA wakes up, keeps a job to its slot.
+    "auto" (a run folder that was moved to another machine) takes the first GPU, else the CPU.
+
+    Raises:
+        UserError: torch doesn't see it.
+    """
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        raise UserError("The device 'mps' isn't there: torch sees no Apple GPU. Use cpu.")
+    family, _, number = name.partition(":")
+    if family != "cuda" or not (number or "0").isdecimal():
+        raise UserError(f"Unknown device {name!r}; use cpu, cuda:0, cuda:1 … or mps.")
+    index = int(number or "0")
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= seen:
+        raise UserError(
+            f"The device {name!r} isn't there: torch {torch.__version__} sees {seen} CUDA devices. "
+            "Use cpu, or install a CUDA build of torch and check the driver with nvidia-smi."
+        )
+    if torch.cuda.is_initialized():
+        return torch.device("cuda", index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(os.environ.get("CUDA_VISIBLE_DEVICES"), index)
+    return torch.device("cuda", 0)
+
+
+def visible_device(visible: str | None, index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for the device that is `index` among the `visible` ones."""
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    return names[index] if index < len(names) else str(index)
+
+
+def check_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The dtype as torch's, or "auto".
+
+    Raises:
+        UserError: the device can't compute in it.
+    """
+    if dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"Unknown precision {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise UserError("dtype 'float16' is not for the CPU: it overflows and is slow. Use bfloat16 or float32.")
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("dtype 'bfloat16' is not supported by this GPU. Use float16 or float32.")
+    return DTYPES[dtype]
+
+
+def load(name: str, dtype: str, device: torch.device, models_dir: Path, reporter: Reporter) -> Loaded:
+    """Load a base model, assembling the demo VLM first where it is asked for and not there yet.
+
+    Args:
+        dtype: "auto" takes what the weights were saved in.
+        models_dir: where the demo VLM is kept.
+
+    Raises:
+        UserError: the name leads nowhere, the folder holds no image-text-to-text model, its weights are
+            pickles, or the precision doesn't suit the device.
+    """
+    check_model(name)
+    wanted = check_dtype(dtype, device)
+    folder = location(name, models_dir)
+    if name == DEMO:
+        assert folder is not None
+        _assemble_demo(folder, reporter)
+    source = str(folder) if folder is not None else name
+    reporter.phase("loading the model")
+    config = _read_config(name, source, folder is not None)
+    _check_kind(name, config)
+    if folder is not None:
+        refuse_pickles(name, folder, "model")
+    model, processor = _read_model(name, source, wanted)
+    _check_processor(name, processor)
+    model.to(device).eval()
+    return Loaded(name, model, processor, device)
+
+
+def _assemble_demo(folder: Path, reporter: Reporter) -> None:
+    from jobs.gpu.demo.assemble import ensure_demo
+
+    if not (folder / "config.json").is_file():
+        reporter.phase("assembling the demo VLM (once)")
+    ensure_demo(folder, lambda text, part: reporter.progress(round(100 * part), 100, "% assembled"))
+
+
+def _read_config(name: str, source: str, local: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(explain(name, local, error)) from error
+
+
+def explain(name: str, local: bool, error: Exception) -> str:
+    """transformers' many words about a model that it can't find or won't run, as one sentence with a remedy."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"The model {name!r} needs code of its own, which Plumb doesn't run. "
+            "Choose one that transformers knows itself."
+        )
+    if local:
+        return f"The folder {name!r} does not hold a model that transformers can read: {first_line(text)}"
+    if "connect" in text or "offline" in text or "resolve" in text:
+        return (
+            f"The model {name!r} isn't in the cache and the hub can't be reached. "
+            "Check the network, or give a folder that holds the model."
+        )
+    return (
+        f"The model {name!r} was not found on the hub, or needs a login: {first_line(text)} "
+        "Check the spelling, or set HF_TOKEN for a gated model."
+    )
+
+
+def first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason was given."
+
+
+def _check_kind(name: str, config: Any) -> None:
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UserError(
+            f"The model {name!r} is of type {config.model_type!r}, which doesn't answer questions about images. "
+            "Choose an image-text-to-text model such as llava-hf/llava-1.5-7b-hf."
+        )
+
+
+def refuse_pickles(name: str, folder: Path, what: str) -> None:
+    """Raise UserError for a folder whose weights are pickles only: reading one can run any code."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        raise UserError(
+            f"The {what} {name!r} has its weights as pickles ({pickles[0]}), which can run code when read. "
+            "Save it as safetensors (save_pretrained does)."
+        )
+    raise UserError(f"The {what} {name!r} has no weights: there is no .safetensors file in {folder.name}.")
+
+
+def _read_model(name: str, source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(source, attn_implementation="sdpa", **arguments)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model = AutoModelForImageTextToText.from_pretrained(source, attn_implementation="eager", **arguments)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if "safetensors" in str(error):
+            raise UserError(
+                f"The model {name!r} can't be read as safetensors ({first_line(str(error))}). "
+                "Plumb reads no pickles; choose a revision with safetensors, or fetch the file again."
+            ) from error
+        raise UserError(explain(name, Path(source).is_dir(), error)) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # cut off while it was copied
+            raise UserError(f"The weights of {name!r} are damaged ({error}); fetch the model again.") from error
+        raise
+    return model, processor
+
+
+def _check_processor(name: str, processor: Any) -> None:
+    if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
+        raise PlumbError(
+            f"The model {name!r} has no processor for images and text (its preprocessor_config.json is missing): "
+            "give a folder that was saved together with its processor."
+        )
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,126 @@
+"""A scripted stand-in for the `serve` job's endpoint: real HTTP on loopback, answers from a queue of scripts."""
+
+from __future__ import annotations
+
+import json
+import select
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from jobs.configs import parse_config
+from jobs.keys import serve_key
+from storage import jobs as store
+from storage.lifecycle import JobStatus
+from workbench.context import Context
+
+Script = Iterable[dict[str, Any] | str | float]
+
+WAIT = 30.0  # seconds after which a script that waits for its reader to leave gives up
+
+
+def says(left: str, right: str, finish: str = "stop") -> list[dict[str, Any]]:
+    """A script in which both columns speak word by word, in turn."""
+    events: list[dict[str, Any]] = []
+    words = {"left": left.split(" "), "right": right.split(" ")}
+    for place in range(max(map(len, words.values()))):
+        for column, spoken in words.items():
+            if place < len(spoken):
+                events.append({"column": column, "delta": (" " if place else "") + spoken[place]})
+    return events + [{"column": column, "done": finish, "tokens": len(words[column])} for column in words]
+
+
+class ChatServer:
+    """Each request to /chat takes the next script; a number in a script is a pause, that leaving cuts short.
+
+    `requests` are the bodies that came, `left` is set once a reader closed its connection before the end.
+    """
+
+    def __init__(self, key: str = "") -> None:
+        self.key = key
+        self.scripts: deque[Script] = deque()
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.left = threading.Event()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", "0")))
+                fake.keys.append(self.headers.get("authorization", ""))
+                if fake.key and fake.keys[-1] != f"Bearer {fake.key}":
+                    self._answer(401, {"error": "This address needs the key of its start."})
+                    return
+                fake.requests.append(json.loads(body))
+                if not fake.scripts:
+                    self._answer(422, {"error": "There is no script for this request."})
+                    return
+                self.send_response(200)
+                self.send_header("content-type", "application/x-ndjson")
+                self.end_headers()
+                try:
+                    self._play(fake.scripts.popleft())
+                except OSError:
+                    fake.left.set()
+
+            def _play(self, script: Script) -> None:
+                for event in script:
+                    if isinstance(event, (int, float)):
+                        readable, _, _ = select.select([self.connection], [], [], event)
+                        if readable:
+                            raise ConnectionResetError  # end of file: the reader has gone
+                        continue
+                    text = event if isinstance(event, str) else json.dumps(event)
+                    self.wfile.write(text.encode() + b"\n")
+                    self.wfile.flush()
+
+            def _answer(self, status: int, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: Any) -> None:
+                """Tests read what they need from the fake."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def __enter__(self) -> ChatServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def add_serve_job(context: Context, adapters: tuple[int, ...] = (), model: str = "demo", user: str = "ada") -> int:
+    """A queued `serve` job, as `submit` would leave it."""
+    config = parse_config("serve", {"model": model, "adapters": adapters}).model_dump(mode="json")
+    with context.database() as db:
+        return store.add_job(db, kind="serve", config=config, user=user, slot_kind="device").id
+
+
+def set_running(context: Context, job_id: int, port: int) -> None:
+    with context.database() as db:
+        store.move(db, job_id, JobStatus.STARTING)
+        store.move(db, job_id, JobStatus.RUNNING)
+        store.set_progress(db, job_id, phase="ready to chat", port=port)
+
+
+@contextmanager
+def serving(context: Context, *scripts: Script, adapters: tuple[int, ...] = ()) -> Iterator[ChatServer]:
+    """A running `serve` job whose endpoint is the fake, with its key."""
+    job_id = add_serve_job(context, adapters)
+    with ChatServer(serve_key(context.folder, job_id)) as server:
+        server.scripts.extend(scripts)
+        set_running(context, job_id, server.port)
+        yield server

@@ -1,0 +1,223 @@
+"""The web process's side of the chat: find or start the model's process, then talk to it over loopback.
+
+The process is a `serve` job: it takes a device slot like any other, and a supervisor starts it. What is asked of
+it and what it answers is described in `jobs/gpu/serve.py` and `jobs/gpu/chat.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from sqlite_utils import Database
+
+from jobs.keys import serve_key
+from jobs.queue import stop, submit
+from storage.adapters import list_adapters
+from storage.errors import Conflict, PlumbError
+from storage.jobs import active_jobs, get_job, list_jobs, queue_position
+from storage.lifecycle import ENDED, JobStatus
+from storage.records import Job
+from workbench.context import Context
+
+POLL_SECONDS = 0.5
+_OPEN = tuple(status for status in JobStatus if status not in ENDED and status is not JobStatus.STOPPING)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The model isn't ready: why, and which job to look at."""
+
+    text: str
+    job_id: int | None = None
+    blocker_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    job_id: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    column: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A column's answer has ended: `finish` is stop, length or stopped."""
+
+    column: str
+    finish: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """`ahead` other requests come first."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    text: str
+    column: str | None = None
+
+
+Event = Delta | Done | Line | Failed
+
+
+class ModelGone(PlumbError):
+    """Nobody answers where the model's process was: it has left or died."""
+
+
+def find_process(db: Database, model: str, adapters: Sequence[int]) -> Job | None:
+    """The newest open `serve` job of this base that holds (or will hold) all these adapters."""
+    for job in list_jobs(db, kind="serve", statuses=_OPEN):
+        if job.config.get("model") == model and set(adapters) <= set(job.config.get("adapters") or ()):
+            return job
+    return None
+
+
+def start_process(context: Context, db: Database, user: str, model: str, adapters: Sequence[int]) -> Job:
+    """Submit a `serve` job with all adapters of the base, so that switching between them needs no new start.
+
+    One of the same base that lacks an adapter is stopped first: it would hold the device for nothing.
+    """
+    for old in list_jobs(db, kind="serve", statuses=_OPEN):
+        if old.config.get("model") == model:
+            try:
+                stop(db, context.settings, old.id)
+            except Conflict:
+                pass  # it ended in between, which is all that was wanted
+    held = sorted({*adapters, *(adapter.id for adapter in list_adapters(db, model))})
+    return submit(db, context.settings, "serve", {"model": model, "adapters": held}, user)
+
+
+async def ready_process(
+    context: Context, user: str, model: str, adapters: Sequence[int], poll: float = POLL_SECONDS
+) -> AsyncGenerator[Waiting | Ready]:
+    """Yield how far the model's process is, at every poll, and at last that it is ready.
+
+    Raises:
+        PlumbError: the job cannot be submitted, or it ended before it was ready.
+    """
+    job_id = await asyncio.to_thread(_ensure, context, user, model, adapters)
+    while True:
+        state = await asyncio.to_thread(look_at, context, job_id)
+        yield state
+        if isinstance(state, Ready):
+            return
+        await asyncio.sleep(poll)
+
+
+def _ensure(context: Context, user: str, model: str, adapters: Sequence[int]) -> int:
+    with context.database() as db:
+        job = find_process(db, model, adapters) or start_process(context, db, user, model, adapters)
+        return job.id
+
+
+def look_at(context: Context, job_id: int) -> Waiting | Ready:
+    """How far a `serve` job is.
+
+    Raises:
+        PlumbError: it has ended.
+    """
+    with context.database() as db:
+        job = get_job(db, job_id)
+        if job.status is JobStatus.RUNNING and job.port is not None:
+            return Ready(job.id, job.port)
+        if job.status in ENDED or job.status is JobStatus.STOPPING:
+            reason = job.reason or f"it is {job.status}"
+            raise PlumbError(f"The model's process (job {job.id}) is not there: {reason} Send your message again.")
+        if job.status is JobStatus.QUEUED:
+            number = queue_position(db, job)
+            blocker = next((other for other in active_jobs(db) if other.slot_kind == "device"), None)
+            if blocker is None:
+                return Waiting(f"The model waits for its device, number {number} in the queue.", job.id)
+            text = f"The model is number {number} in the queue. It waits for job {blocker.id} ({blocker.kind}"
+            text += f", {blocker.done:,.0f} of {blocker.total:,.0f} {blocker.unit})" if blocker.total else ")"
+            return Waiting(f"{text}, which holds the device.", job.id, blocker.id)
+    if job.status is JobStatus.STARTING and not job.phase:
+        return Waiting("The model's process is starting.", job.id)
+    text = job.phase[:1].upper() + job.phase[1:] or "The model's process is starting"
+    if job.total > 0:
+        text += f": {job.done:,.0f} of {job.total:,.0f} {job.unit}".rstrip()
+    return Waiting(f"{text}.", job.id)
+
+
+async def stream(
+    context: Context, ready: Ready, columns: Sequence[dict[str, Any]], decoding: dict[str, Any]
+) -> AsyncGenerator[Event]:
+    """Ask all columns at once and yield what comes back. Closing this iterator stops the decoding.
+
+    Args:
+        columns: {id, adapter, messages} each; images of messages as base64.
+        decoding: temperature, top_p, seed, max_new_tokens.
+
+    Raises:
+        ModelGone: nobody listens on the port.
+        PlumbError: the process refuses, or its answer breaks off.
+    """
+    # trust_env off: a proxy from the environment must never see the key, nor loopback requests at all.
+    timeout = httpx.Timeout(10.0, read=None)
+    async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
+        request = client.stream(
+            "POST",
+            f"http://127.0.0.1:{ready.port}/chat",
+            json={"columns": list(columns), **decoding},
+            headers={"authorization": f"Bearer {serve_key(context.folder, ready.job_id)}"},
+        )
+        try:
+            async with request as response:
+                if response.status_code != 200:
+                    raise PlumbError(_refusal(await response.aread(), response.status_code))
+                async for line in response.aiter_lines():
+                    event = read_event(line)
+                    if event is not None:
+                        yield event
+        except httpx.ConnectError as error:
+            raise ModelGone("The model's process has left. Send your message again to start it anew.") from error
+        except httpx.HTTPError as error:
+            raise PlumbError(
+                f"The model's process (job {ready.job_id}) broke off its answer ({type(error).__name__}). "
+                f"Its log is on the Jobs page; send your message again."
+            ) from error
+
+
+def read_event(line: str) -> Event | None:
+    """One line of the answer; None for lines that tell nothing here.
+
+    Raises:
+        PlumbError: the line is no JSON object.
+    """
+    if not line.strip():
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PlumbError(f"The model's process answered what is not an event: {line[:80]!r}.")
+    column = found.get("column")
+    if "error" in found:
+        return Failed(str(found["error"]), column)
+    if column is not None and "delta" in found:
+        return Delta(str(column), str(found["delta"]))
+    if column is not None and "done" in found:
+        return Done(str(column), str(found["done"]), int(found.get("tokens", 0)))
+    return Line(int(found["waiting"])) if "waiting" in found else None
+
+
+def _refusal(body: bytes, status: int) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"The model's process refused the message (status {status}); its log is on the Jobs page."

@@ -1,0 +1,141 @@
+"""Conversations as what the Chat page shows. Pure: records in, text out.
+
+Nothing that a model or a person writes becomes HTML: outside of code every `<` and `&` is escaped, so that
+`<script>` is read and never run. Pictures that an answer links to are not fetched, since that alone would
+tell a foreign host what was asked. Gradio's sanitiser stands behind this as a second wall.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from storage.records import Conversation, Part, Turn
+from workbench.chat_client import Waiting
+
+ChatMessage = dict[str, Any]
+
+COLUMNS = ("left", "right")
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+
+
+def safe_markdown(text: str) -> str:
+    """Markdown in which HTML is shown and images are plain links; code stays as it is."""
+    out: list[str] = []
+    prose: list[str] = []
+    fence = ""
+    for line in text.split("\n"):
+        found = _FENCE.match(line)
+        if fence:
+            out.append(line)
+            if found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not line.strip(" `~"):
+                fence = ""
+        elif found:
+            if prose:
+                out.append(_safe_prose("\n".join(prose)))
+            prose, fence = [], found[1]
+            out.append(line)
+        else:
+            prose.append(line)
+    if prose:
+        out.append(_safe_prose("\n".join(prose)))
+    return "\n".join(out)
+
+
+def _safe_prose(text: str) -> str:
+    parts: list[str] = []
+    place = 0
+    for found in _CODE.finditer(text):
+        parts += [_escaped(text[place : found.start()]), found[0]]
+        place = found.end()
+    return "".join([*parts, _escaped(text[place:])])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!\\[")
+
+
+def question(parts: Sequence[Part]) -> ChatMessage:
+    """A user's turn: its pictures, then its words."""
+    images = "".join(
+        f'<a href="/images/{part["image"]}" target="_blank"><img class="plumb-chat-image" '
+        f'src="/thumbnails/{part["image"]}" alt="image"></a>'
+        for part in parts
+        if part["type"] == "image" and part["image"].isalnum()
+    )
+    words = safe_markdown("\n".join(part["text"] for part in parts if part["type"] == "text"))
+    return {"role": "user", "content": "\n\n".join(piece for piece in (images, words) if piece)}
+
+
+def answer(text: str, finish: str | None, live: bool = False) -> ChatMessage:
+    """A model's turn; how it ended is told where it isn't the ordinary end."""
+    notes = {"length": "cut off at the longest answer", "stopped": "stopped", "failed": "broken off"}
+    shown = safe_markdown(text)
+    if live and finish is None:
+        shown += " …" if text else "…"
+    elif not text and finish == "stop":
+        shown = '<span class="plumb-ending">(an empty answer)</span>'
+    if finish in notes:
+        shown += f'\n\n<span class="plumb-ending">({notes[finish]})</span>'
+    return {"role": "assistant", "content": shown}
+
+
+def shown_columns(turns: Sequence[Turn]) -> tuple[list[ChatMessage], list[ChatMessage]]:
+    """What each column shows: every question, and its own answers."""
+    columns: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
+    for turn in turns:
+        for number, column in enumerate(columns):
+            if turn.role == "user":
+                column.append(question(turn.content))
+            elif turn.column_number == number:
+                column.append(answer(text_of(turn.content), turn.finish))
+    return columns
+
+
+def text_of(parts: Sequence[Part]) -> str:
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def conversation_list(
+    conversations: Sequence[Conversation], selected: int | None, adapter: int | None = None
+) -> str:
+    """One's conversations as links, marked with the address of what is open: a conversation, else an adapter."""
+    address = f"?conversation={selected}" if selected else f"?adapter={adapter}" if adapter else ""
+    mark = f'<span data-url="{address}"></span>'
+    if not conversations:
+        return f'{mark}<p class="plumb-note">Your conversations will be listed here.</p>'
+    entries = "".join(
+        f'<a class="plumb-talk{" plumb-selected" if item.id == selected else ""}" href="?conversation={item.id}" '
+        f'data-conversation="{item.id}" title="{escape(item.created_at[:16].replace("T", " "))} UTC">'
+        f"{escape(item.title) or '(empty)'}</a>"
+        for item in conversations
+    )
+    return f'{mark}<nav class="plumb-talks" aria-label="Your conversations">{entries}</nav>'
+
+
+def waiting(state: Waiting) -> str:
+    """Why there is no answer yet, with a link to the job that one waits for."""
+    watched = state.blocker_id or state.job_id
+    link = f' <a href="/jobs?job={watched}">Job {watched}</a>' if watched else ""
+    return f'<p class="plumb-waiting" role="status"><span class="plumb-spin"></span>{escape(state.text)}{link}</p>'
+
+
+def no_adapter() -> str:
+    """What to do where both columns could only be the base."""
+    return (
+        '<p class="plumb-hint">There is no adapter of this base to compare with yet. '
+        '<a href="/jobs?kind=dpo">Train one on Jobs</a>.</p>'
+    )
+
+
+def note(text: str, busy: bool = False) -> str:
+    spin = '<span class="plumb-spin"></span>' if busy else ""
+    return f'<p class="plumb-waiting" role="status">{spin}{escape(text)}</p>' if text else ""
+
+
+def problem(text: str) -> str:
+    return f'<p class="plumb-error" role="alert">{escape(text)}</p>'

@@ -1,0 +1,75 @@
+"""The two panels of the Jobs page as components: the launch forms, the opened job. No events in here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from jobs.configs import PRESETS
+from workbench import job_launch, job_views
+from workbench.forms import Form, build_form
+
+
+def _html(value: str = "", **arguments: Any) -> Any:
+    """A piece of HTML that takes no room while it is empty."""
+    return gr.HTML(value, apply_default_css=False, elem_classes="plumb-piece", **arguments)
+
+
+class Launcher:
+    """The forms, one tab a kind."""
+
+    def __init__(self) -> None:
+        self.forms: dict[str, Form] = {}
+        self.hints: dict[str, Any] = {}
+        self.starts: dict[str, Any] = {}
+        self.errors: dict[str, Any] = {}
+        self.presets: dict[tuple[str, str], Any] = {}
+        with (
+            gr.Column(elem_id="job-launch") as self.column,
+            gr.Tabs(selected="generate") as self.tabs,
+        ):
+            for kind in job_launch.LAUNCHED:
+                with gr.Tab(job_views.KIND_NAMES[kind], id=kind, elem_id=f"launch-{kind}"):
+                    self._tab(kind)
+
+    def _tab(self, kind: str) -> None:
+        _html(f'<p class="plumb-about">{job_launch.ABOUT[kind]}</p>')
+        self.hints[kind] = _html()
+        if kind in PRESETS:
+            with gr.Row(elem_classes="plumb-presets"):
+                _html('<span class="plumb-label">Preset</span>')
+                for name in PRESETS[kind]:
+                    self.presets[kind, name] = gr.Button(name, size="sm", min_width=70, scale=0)
+        main, dropdowns = job_launch.MAIN[kind], job_launch.DROPDOWNS[kind]
+        self.forms[kind] = build_form(job_launch.controls(kind), main, dropdowns)
+        self.errors[kind] = _html(elem_id=f"error-{kind}")
+        with gr.Row():
+            self.starts[kind] = gr.Button(
+                "Start", variant="primary", scale=0, min_width=160, elem_id=f"start-{kind}"
+            )
+
+    @property
+    def outputs(self) -> list[Any]:
+        fields = [component for form in self.forms.values() for component in form.components]
+        return [*fields, *self.hints.values(), *self.errors.values(), self.tabs]
+
+
+class Opened:
+    """The opened job."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False, elem_id="job-open") as self.column:
+            self.head = _html(elem_id="job-head")
+            self.problem = _html()
+            with gr.Row(elem_classes="plumb-actions"):
+                self.stop = gr.Button("Stop", variant="stop", size="sm", scale=0, min_width=90, interactive=False)
+                self.again = gr.Button("Use these settings again", size="sm", scale=0, min_width=190)
+            self.results = _html(elem_id="job-results")
+            self.charts = _html(elem_id="job-charts")
+            with gr.Accordion("Log", open=True):
+                self.log = _html(elem_id="job-log")
+            with gr.Accordion("Settings", open=False):
+                self.settings = _html(elem_id="job-settings")
+            with gr.Accordion("More curves", open=False):
+                self.more = _html()

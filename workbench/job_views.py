@@ -1,0 +1,259 @@
+"""Jobs as HTML: the list, one job's headline, curves, settings and results. Pure: records in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from jobs.configs import KINDS
+from storage.lifecycle import ENDED, JobStatus
+from storage.records import Adapter, Job
+from storage.results import JobResults
+from workbench.charts import Series, line_chart
+from workbench.forms import controls_of, flatten
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+KIND_NAMES = {"generate": "Generate", "judge": "Judge", "dpo": "DPO", "serve": "Chat model"}
+
+_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None], ...] = (
+    ("Loss", (("loss", "loss", 0),), None),
+    ("Rewards", (("reward_chosen", "chosen", 1), ("reward_rejected", "rejected", 2)), None),
+    ("Reward margin", (("reward_margin", "margin", 3),), None),
+    ("Reward accuracy", (("reward_accuracy", "accuracy", 4),), (0.0, 1.0)),
+)
+_MORE_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None], ...] = (
+    ("Log-probabilities", (("logp_chosen", "chosen", 1), ("logp_rejected", "rejected", 2)), None),
+    ("Learning rate", (("learning_rate", "learning rate", 0),), None),
+    ("Gradient norm", (("gradient_norm", "gradient norm", 0),), None),
+)
+
+
+def job_list(
+    jobs: Sequence[Job],
+    positions: Mapping[int, int],
+    left: Mapping[int, float],
+    selected: int | None,
+    now: datetime,
+    more: bool = False,
+) -> str:
+    """The list as links that carry their job, marked with the address of the selected one.
+
+    Args:
+        positions: in the queue, of queued jobs.
+        left: seconds, of running jobs where they can be told.
+        more: there are older jobs than these.
+    """
+    if not jobs:
+        return (
+            '<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press Start. '
+            "A job goes on when you close this page.</p></div>"
+        )
+    entries = "".join(
+        _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
+    )
+    rest = '<a class="plumb-more" href="?" data-more="1">Show older jobs</a>' if more else ""
+    mark = f'<span data-url="?job={selected}"></span>' if selected is not None else ""
+    return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
+
+
+def _entry(job: Job, position: int, left: float | None, selected: bool, now: datetime) -> str:
+    state = _state_words(job, position)
+    told = f'<span class="plumb-job-state" title="{escape(state)}">{escape(state)}{_left_words(left)}</span>'
+    return (
+        f'<a class="plumb-job plumb-is-{job.status}{" plumb-selected" if selected else ""}" href="?job={job.id}" '
+        f'data-job="{job.id}"{" aria-current=true" if selected else ""}>'
+        f'<span class="plumb-job-top"><b>#{job.id} {escape(_kind(job))}</b>{_chip(job)}</span>'
+        f'<span class="plumb-job-what">{escape(summary(job))}</span>'
+        f"{_bar(job) if job.status not in ENDED else ''}"
+        f"{told if state else ''}"
+        f'<span class="plumb-job-who">{escape(job.user)} · {_when(job.created_at, now)}</span></a>'
+    )
+
+
+def headline(job: Job, position: int, left: float | None, now: datetime) -> str:
+    """The opened job: title, state with its reason, progress."""
+    rows = [f"by {escape(job.user)}", f"asked {_when(job.created_at, now)}"]
+    if job.started_at:
+        rows.append(f"started {_when(job.started_at, now)}")
+    if job.ended_at:
+        rows.append(f"took {duration(_seconds_between(job.started_at or job.created_at, job.ended_at))}")
+    if job.slot:
+        rows.append(f"on {escape(job.slot)}")
+    reason = ""
+    if job.reason and job.status in ENDED:
+        failed = job.status is JobStatus.FAILED
+        role = ' role="alert"' if failed else ""
+        reason = f'<p class="plumb-{"error" if failed else "note"}"{role}>{escape(job.reason)}</p>'
+    progress = ""
+    if job.status not in ENDED:
+        words = escape(_state_words(job, position)) + _left_words(left)
+        progress = f'{_bar(job)}<p class="plumb-job-state">{words}</p>'
+    return (
+        f'<div class="plumb-job-head">'
+        f"<h2>#{job.id} {escape(_kind(job))} {_chip(job)}</h2>"
+        f"<p>{escape(summary(job))}</p>{progress}{reason}<p class='plumb-job-who'>{' · '.join(rows)}</p></div>"
+    )
+
+
+def charts(curves: Curves, more: bool = False) -> str:
+    """The curves of a job, held-out ones dashed in the same colour; "" where there are none."""
+    drawn = []
+    for title, names, limits in _MORE_CHARTS if more else _CHARTS:
+        series = []
+        for metric, label, colour in names:
+            series.append(Series(label, curves.get(metric, ()), colour))
+            series.append(Series(f"{label}, held-out", curves.get(f"heldout_{metric}", ()), colour, dashed=True))
+        drawn.append(line_chart(title, series, limits=limits))
+    found = "".join(drawn)
+    return f'<div class="plumb-charts">{found}</div>' if found else ""
+
+
+def results(job: Job, found: JobResults, dataset: str | None) -> str:
+    """What the job has made, with links to where it is used; "" where there is nothing to tell yet."""
+    lines = []
+    if found.candidates:
+        lines.append(f'<b>{found.candidates:,}</b> candidates: see them on <a href="/">Samples</a>.')
+    if found.judgements:
+        lines.append(
+            f'<b>{found.judgements:,}</b> judgements: see them on <a href="/">Samples</a>, '
+            'or make <a href="/pairs">Pairs</a> of them.'
+        )
+    for adapter in found.adapters:
+        lines.append(_adapter_line(adapter))
+    if dataset:
+        lines.append(f'Data set: <a href="/pairs">{escape(dataset)}</a>')
+    if job.kind == "serve" and job.status is JobStatus.RUNNING:
+        lines.append('It answers on the <a href="/chat">Chat</a> page. Stop it to free its device.')
+    return f'<ul class="plumb-results">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _adapter_line(adapter: Adapter) -> str:
+    return (
+        f"Adapter <b>{escape(adapter.name)}</b> of {escape(adapter.base_model)}, {adapter.bytes / 1e6:.1f} MB: "
+        f'<a href="/chat?adapter={adapter.id}">Chat with it</a>'
+    )
+
+
+def settings(job: Job) -> str:
+    """The frozen configuration as a table with the titles of the form."""
+    titles = {}
+    if job.kind in KINDS:
+        titles = {control.path: control.title for control in controls_of(KINDS[job.kind])}
+    rows = "".join(
+        f"<tr><th scope=row>{escape(titles.get(path, path))}</th><td>{escape(_value(value))}</td></tr>"
+        for path, value in flatten(job.config).items()
+    )
+    return f'<table class="plumb-settings">{rows}</table>'
+
+
+def summary(job: Job) -> str:
+    """What the job works on, in a few words."""
+    config = job.config
+    match job.kind:
+        case "generate":
+            return f"{config.get('candidates')} candidates a sample from {config.get('model')}"
+        case "judge":
+            return str(config.get("judge", ""))
+        case "dpo":
+            return f"{config.get('model')} on {config.get('dataset')}"
+        case "serve":
+            count = len(config.get("adapters") or ())
+            return f"{config.get('model')} with {count} adapter{'' if count == 1 else 's'}"
+    return ""
+
+
+def log(text: str) -> str:
+    """The log's tail; the style sheet keeps its last line in view."""
+    if not text.strip():
+        return '<p class="plumb-note">Nothing was written yet.</p>'
+    return f'<div class="plumb-log" tabindex="0" role="region" aria-label="Log"><pre>{escape(text)}</pre></div>'
+
+
+def error(text: str) -> str:
+    return f'<p class="plumb-error" role="alert">{escape(text)}</p>' if text else ""
+
+
+def duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def _kind(job: Job) -> str:
+    return KIND_NAMES.get(job.kind, job.kind)
+
+
+def _chip(job: Job) -> str:
+    return f'<span class="plumb-chip plumb-chip-{job.status}">{job.status}</span>'
+
+
+def _state_words(job: Job, position: int) -> str:
+    match job.status:
+        case JobStatus.QUEUED:
+            return f"number {position} in the queue" if position else "in the queue"
+        case JobStatus.STARTING:
+            return "the worker is starting"
+        case JobStatus.RUNNING | JobStatus.STOPPING:
+            words = job.phase or ("answering" if job.kind == "serve" and job.port else "running")
+            if job.total > 0:
+                words += f": {_count(job.done)} of {_count(job.total)} {job.unit}".rstrip()
+            return f"stopping ({words})" if job.status is JobStatus.STOPPING else words
+    return job.reason
+
+
+def _bar(job: Job) -> str:
+    if job.total <= 0 or job.status is JobStatus.QUEUED:
+        return ""
+    percent = min(100.0, 100.0 * job.done / job.total)
+    return (
+        f'<span class="plumb-bar" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></span>'
+    )
+
+
+def _left_words(left: float | None) -> str:
+    return f" · about {duration(left)} left" if left is not None else ""
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _value(value: Any) -> str:
+    if value is None or value == "" or value == [] or value == ():
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return ", ".join(str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _when(stamp: str, now: datetime) -> str:
+    ago = (now - _moment(stamp)).total_seconds()
+    if ago < 60:
+        words = "just now"
+    elif ago < 86_400:
+        words = f"{duration(ago // 60 * 60)} ago"
+    else:
+        words = stamp[:16].replace("T", " ") + " UTC"
+    return f'<span title="{escape(stamp[:19].replace("T", " "))} UTC">{words}</span>'
+
+
+def _moment(stamp: str) -> datetime:
+    moment = datetime.fromisoformat(stamp)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _seconds_between(start: str, end: str) -> float:
+    return (_moment(end) - _moment(start)).total_seconds()

@@ -1,0 +1,53 @@
+"""The header that all pages share: where one is, how much there is, who one is."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Literal
+
+from sqlite_utils import Database
+
+from storage.jobs import list_jobs
+from storage.lifecycle import ENDED, JobStatus
+from storage.pairs import count_pairs
+from storage.samples import SampleFilter, count_samples
+
+PageName = Literal["samples", "pairs", "jobs", "chat"]
+PAGES: tuple[tuple[PageName, str, str], ...] = (
+    ("samples", "Samples", "/"),
+    ("pairs", "Pairs", "/pairs"),
+    ("jobs", "Jobs", "/jobs"),
+    ("chat", "Chat", "/chat"),
+)
+
+
+def counts(db: Database) -> dict[str, int]:
+    """The numbers beside the pages' names; `jobs` are those queued or at work."""
+    pairs = count_pairs(db)
+    open_states = [status for status in JobStatus if status not in ENDED]
+    return {
+        "samples": count_samples(db, SampleFilter()),
+        "pairs": sum(pairs.values()),
+        "jobs": len(list_jobs(db, statuses=open_states)),
+        **pairs,
+    }
+
+
+def header(active: PageName, numbers: dict[str, int] | None = None, user: str = "") -> str:
+    """The header's HTML; without numbers it stands there before they are known."""
+    links = []
+    for name, title, href in PAGES:
+        number = (numbers or {}).get(name, 0)
+        shown = f"{number:,}" if number else ""
+        current = ' aria-current="page"' if name == active else ""
+        unit = " open" if name == "jobs" and number else ""
+        links.append(
+            f'<a href="{href}"{current}>{title}<span class="pb-count" data-count="{name}">{shown}{unit}</span></a>'
+        )
+    who = f'<span class="pb-user" title="Signed in as">{escape(user)}</span>' if user else ""
+    return (
+        '<header class="pb-header"><a class="pb-brand" href="/" aria-label="Plumb, start page">'
+        '<svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d="M8 0v7" stroke="currentColor" '
+        'stroke-width="1.4"/><path d="M4.6 7h6.8L8 15.5z" fill="currentColor"/></svg>Plumb</a>'
+        f'<nav aria-label="Pages">{"".join(links)}</nav>{who}</header>'
+    )

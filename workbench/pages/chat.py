@@ -1,0 +1,286 @@
+"""The Chat page: base and adapter side by side. `/chat?conversation=3`, `/chat?adapter=5`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from storage.chats import get_conversation, list_conversations
+from storage.errors import PlumbError
+from workbench import chat_view
+from workbench.chat_desk import (
+    Cast,
+    Decoding,
+    View,
+    cast_of,
+    check_decoding,
+    choices_of,
+    default_cast,
+    model_state,
+    models_of,
+    opened,
+)
+from workbench.chat_round import Stops, answer_last, send
+from workbench.context import Context
+from workbench.events import CONCURRENCY, told
+from workbench.forms import Form, build_form, collect, controls_of
+
+# An answer may wait for a training: many may wait at once, and none of them does anything meanwhile.
+ANSWERS_AT_ONCE = 64
+
+_CHOOSE_JS = """
+element.addEventListener('click', (event) => {
+  const link = event.target.closest('a[data-conversation]');
+  if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  trigger('click', {conversation: Number(link.dataset.conversation)});
+});
+watch('value', () => {
+  const marked = element.querySelector('[data-url]');
+  if (marked) history.replaceState(null, '', location.pathname + marked.dataset.url);
+});
+"""
+
+_NOBODY = """### Ask both at once
+Write below; add images if you like. The left column answers with the base, the right one with an adapter."""
+
+
+def build(context: Context) -> gr.Blocks:
+    controls = controls_of(Decoding)
+    with gr.Blocks(title="Chat · Plumb", analytics_enabled=False) as page:
+        conversation = gr.State(None)
+        with gr.Row(elem_classes="plumb-split plumb-chat"):
+            with gr.Column(scale=1, min_width=230, elem_classes="plumb-side"):
+                new = gr.Button("New conversation", size="md", elem_id="chat-new")
+                model = gr.Dropdown(
+                    label="Base model",
+                    choices=["demo"],
+                    value="demo",
+                    allow_custom_value=True,
+                    interactive=True,
+                    elem_id="chat-model",
+                )
+                with gr.Accordion("Settings of the answers", open=False, elem_classes="plumb-narrow"):
+                    form = build_form(controls, [control.path for control in controls])
+                talks = gr.HTML(js_on_load=_CHOOSE_JS, apply_default_css=False, elem_id="chat-talks")
+            with gr.Column(scale=5, min_width=480):
+                with gr.Row(equal_height=True):
+                    sides = [_side(name) for name in ("left", "right")]
+                status = gr.HTML(apply_default_css=False, elem_id="chat-status")
+                with gr.Row(elem_classes="plumb-ask"):
+                    box = gr.MultimodalTextbox(
+                        file_types=["image"],
+                        file_count="multiple",
+                        placeholder="Message for both columns; paste or drop images. Shift+Enter breaks the line.",
+                        label="Message",
+                        show_label=False,
+                        max_lines=8,
+                        max_plain_text_length=100_000,
+                        scale=8,
+                        elem_id="chat-box",
+                    )
+                    with gr.Column(scale=0, min_width=110):
+                        stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="chat-stop")
+                        again = gr.Button("Try again", size="md", visible=False, elem_id="chat-again")
+        speakers, logs = (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
+        parts = _Parts(conversation, model, form, talks, speakers, logs, status, box, stop, again)
+        _wire(context, page, parts, new)
+    return page
+
+
+def _side(name: str) -> tuple[Any, Any]:
+    """A column of the chat: who speaks, and what was said."""
+    with gr.Column(min_width=240):
+        speaker = gr.Dropdown(
+            label=f"{name.capitalize()} column",
+            choices=[("base (demo)", "base")],
+            value="base",
+            interactive=True,
+            elem_id=f"chat-{name}",
+        )
+        log = gr.Chatbot(
+            label=f"Answers, {name}",
+            show_label=False,
+            sanitize_html=True,
+            allow_tags=False,
+            latex_delimiters=[],
+            feedback_options=None,
+            buttons=["copy"],
+            height="calc(100vh - 318px)",
+            min_height=240,
+            placeholder=_NOBODY,
+            elem_id=f"chat-log-{name}",
+        )
+    return speaker, log
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The page's components by name."""
+
+    conversation: Any
+    model: Any
+    form: Form
+    talks: Any
+    speakers: tuple[Any, Any]
+    logs: tuple[Any, Any]
+    status: Any
+    box: Any
+    stop: Any
+    again: Any
+
+    @property
+    def shown(self) -> list[Any]:
+        return [self.conversation, self.talks, *self.logs, self.status, self.box, self.stop, self.again]
+
+    @property
+    def cast(self) -> list[Any]:
+        return [self.model, *self.speakers]
+
+    def show(self, view: View) -> dict[Any, Any]:
+        return {
+            self.conversation: view.conversation,
+            self.logs[0]: view.columns[0],
+            self.logs[1]: view.columns[1],
+            self.status: view.status,
+            self.stop: gr.update(interactive=view.running),
+            self.again: gr.update(visible=view.unanswered),
+        }
+
+
+def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
+    stops = Stops()
+    quiet: dict[str, Any] = {
+        "concurrency_limit": CONCURRENCY,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+
+    # At an event's end Gradio shows its last values again; these change nothing, whatever is shown by then.
+    still = {parts.status: gr.skip()}
+
+    def talks_of(user: str, selected: int | None, cast: Cast) -> str:
+        with context.database() as db:
+            return chat_view.conversation_list(list_conversations(db, user), selected, cast.adapters[1])
+
+    def cast_updates(cast: Cast) -> dict[Any, Any]:
+        with context.database() as db:
+            models, choices = models_of(db), choices_of(db, cast.model)
+        known = [value for _, value in choices]
+        updates = {parts.model: gr.update(choices=[*dict.fromkeys([*models, cast.model])], value=cast.model)}
+        for speaker, adapter in zip(parts.speakers, cast.adapters, strict=True):
+            value = str(adapter) if str(adapter) in known else "base"
+            updates[speaker] = gr.update(choices=choices, value=value)
+        return updates
+
+    def turn_to(user: str, conversation_id: int | None, adapter: int | None = None) -> dict[Any, Any]:
+        """Updates that open a conversation, or an empty one."""
+        settings: dict[str, Any] = {}
+        problem = ""
+        view = View(None, ([], []))
+        with context.database() as db:
+            try:
+                cast = default_cast(db, adapter=adapter)
+                if conversation_id is not None:
+                    found = get_conversation(db, conversation_id, user)
+                    cast, view, settings = cast_of(found), opened(found), found.settings
+            except PlumbError as error:
+                cast, problem = default_cast(db), chat_view.problem(str(error))
+        fields = {
+            control.path: settings[control.path] for control in parts.form.controls if control.path in settings
+        }
+        return (
+            parts.show(view)
+            | cast_updates(cast)
+            | parts.form.fill(fields)
+            | {parts.talks: talks_of(user, view.conversation, cast)}
+            | {parts.status: problem or view.status or model_state(context, cast)}
+        )
+
+    def opening(request: gr.Request) -> dict[Any, Any]:
+        query = dict(request.query_params)
+        return turn_to(context.user(request), _number(query, "conversation"), _number(query, "adapter"))
+
+    # Whoever turns to another conversation ends the answer of this one: its words would come up in the other.
+    # Gradio's own `cancels` would leave "Error" in the columns.
+    async def choosing(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        await stops.abandon(str(request.session_hash))
+        wanted = int((event._data or {})["conversation"])
+        return await asyncio.to_thread(turn_to, context.user(request), wanted)
+
+    async def fresh(model: str, left: str, right: str, request: gr.Request) -> dict[Any, Any]:
+        await stops.abandon(str(request.session_hash))
+        cast = Cast.read(model, left, right)
+        return parts.show(View(None, ([], []), model_state(context, cast))) | {
+            parts.talks: talks_of(context.user(request), None, cast)
+        }
+
+    def recasting(model: str) -> dict[Any, Any]:
+        with context.database() as db:
+            cast = default_cast(db, (model or "").strip())
+        return cast_updates(cast) | {parts.status: model_state(context, cast)}
+
+    async def asking(
+        request: gr.Request,
+        conversation: int | None,
+        message: Mapping[str, Any],
+        model: str,
+        left: str,
+        right: str,
+        *raw: Any,
+    ) -> AsyncIterator[dict[Any, Any]]:
+        user = context.user(request)
+        try:
+            cast, values = Cast.read(model, left, right), collect(parts.form.controls, raw)
+            text, files = message.get("text") or "", list(message.get("files") or ())
+            views = send(context, stops, str(request.session_hash), user, conversation, text, files, cast, values)
+            emptied = False
+            async for view in views:
+                updates = parts.show(view)
+                if view.asked and not emptied:
+                    emptied = True
+                    updates[parts.box] = {"text": "", "files": []}
+                    updates[parts.talks] = talks_of(user, view.conversation, cast)
+                yield updates
+            yield still
+        except PlumbError as error:
+            yield {parts.status: chat_view.problem(str(error))}
+
+    async def retrying(
+        request: gr.Request, conversation: int | None, model: str, left: str, right: str, *raw: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        if conversation is None:
+            return
+        try:
+            cast, decoding = Cast.read(model, left, right), check_decoding(collect(parts.form.controls, raw))
+            session = str(request.session_hash)
+            async for view in answer_last(
+                context, stops, session, context.user(request), conversation, cast, decoding
+            ):
+                yield parts.show(view)
+            yield still
+        except PlumbError as error:
+            yield {parts.status: chat_view.problem(str(error))}
+
+    async def stopping(request: gr.Request) -> None:
+        stops.stop(str(request.session_hash))
+
+    everything = [*parts.shown, *parts.cast, *parts.form.components]
+    settings = [*parts.cast, *parts.form.components]
+    answering = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "once"}
+    page.load(told(opening), None, everything, **quiet)
+    parts.talks.click(choosing, None, everything, **quiet)
+    new.click(fresh, parts.cast, parts.shown, **quiet)
+    parts.model.input(told(recasting), [parts.model], [*parts.cast, parts.status], **quiet)
+    parts.box.submit(asking, [parts.conversation, parts.box, *settings], parts.shown, **answering)
+    parts.again.click(retrying, [parts.conversation, *settings], parts.shown, **answering)
+    parts.stop.click(stopping, None, None, **quiet)
+
+
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    asked = query.get(name, "")
+    return int(asked) if asked.isdecimal() else None

@@ -1,0 +1,262 @@
+"""The Pairs page: pairs by the paper's rule, their review side by side, frozen data sets.
+
+The address holds the list's state: `?status=proposed&after=120` or `?sample=7`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+from pydantic import ValidationError
+
+from jobs.configs import explain
+from jobs.pairing import QUALITY, PairRule, Preview, ScoredSample, preview
+from storage import pairs as store
+from storage.datasets import freeze_pairs, list_datasets
+from storage.errors import UserError
+from storage.records import HIGHEST, METRICS, Dataset, PairStatus
+from storage.scored import walk_scored
+from workbench import pair_views
+from workbench.context import Context
+from workbench.events import told
+from workbench.views import drawn, notice
+
+PAGE = 25
+RATERS = ("people before judges", "people", "judges")
+
+
+@dataclass(frozen=True)
+class Address:
+    """The list that an address asks for."""
+
+    status: PairStatus | None = None
+    after: int = 0
+    sample: int | None = None
+
+
+def read_address(search: str) -> Address:
+    """Read a query string; what cannot be read is passed over."""
+    query = {name: values[-1] for name, values in parse_qs(search.lstrip("?")).items()}
+    status = next((known for known in store.STATUSES if known == query.get("status")), None)
+    return Address(status, _number(query.get("after")) or 0, _number(query.get("sample")))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 16 else None
+
+
+def make_rule(metrics: Sequence[str], margin: float | None, seed: float | None, raters: str) -> PairRule:
+    """The rule that the form gives.
+
+    Raises:
+        UserError: a value is out of bounds; the text names it.
+    """
+    try:
+        # In the order of the rubric, so that the same rule is stored the same way whatever was ticked first.
+        ordered = tuple(name for name in METRICS if name in metrics) or tuple(metrics)
+        return PairRule.model_validate(
+            {"metrics": ordered, "margin": margin, "seed": seed, "raters": raters}
+        )
+    except ValidationError as error:
+        raise UserError(f"The rule cannot be used: {explain(error)}") from error
+
+
+def apply_rule(context: Context, rule: PairRule) -> Preview:
+    """What the rule would make of all samples as they are scored now."""
+    with context.database() as db:
+        return preview((ScoredSample(*scored) for scored in walk_scored(db)), rule)
+
+
+def add_pairs(context: Context, user: str, rule: PairRule) -> str:
+    """Store the rule's pairs; returns what came of it."""
+    found = apply_rule(context, rule)
+    if not found.pairs:
+        raise UserError(
+            f"margin = {rule.margin}: the rule makes no pairs. Lower the margin, or score more answers."
+        )
+    with context.database() as db:
+        added = store.add_rule_pairs(db, user, rule.model_dump(mode="json"), found.pairs)
+    there = len(found.pairs) - added
+    known = f" {there:,} were there already and stay as they are." if there else ""
+    return f"{added:,} pairs added as proposed.{known}"
+
+
+def accept_all(context: Context, user: str) -> str:
+    """Accept every proposed pair, as one undoable action."""
+    with context.database() as db:
+        proposed = _all_ids(db, "proposed")
+        if not proposed:
+            raise UserError("There is no proposed pair to accept. Add pairs by the rule first.")
+        store.set_status(db, user, proposed, "accepted")
+    return f"{len(proposed):,} pairs accepted. “Undo” takes it back."
+
+
+def _all_ids(db: Any, status: PairStatus) -> list[int]:
+    ids: list[int] = []
+    while page := store.list_pairs(db, [status], after=ids[-1] if ids else 0, limit=1000):
+        ids += [view.pair.id for view in page]
+    return ids
+
+
+def show_list(context: Context, search: str) -> tuple[str, str]:
+    """(filter, list) that belong to an address."""
+    address = read_address(search)
+    statuses = [address.status] if address.status else list(store.STATUSES)
+    with context.database() as db:
+        counted = store.count_pairs(db)
+        found = store.list_pairs(db, statuses, address.after, PAGE + 1, address.sample)
+    page, more = found[:PAGE], len(found) > PAGE
+    return (
+        pair_views.statuses(counted, address.status or "", address.sample),
+        pair_views.pair_list(page, address.status or "", address.after == 0, page[-1].pair.id if more else None),
+    )
+
+
+def show_preview(context: Context, rule: PairRule) -> tuple[str, int]:
+    """(HTML, number of pairs) for a rule."""
+    found = apply_rule(context, rule)
+    return pair_views.preview(found, rule.margin, HIGHEST * len(rule.metrics)), len(found.pairs)
+
+
+def freeze(
+    context: Context,
+    user: str,
+    name: str,
+    statuses: Sequence[PairStatus],
+    heldout: float | None,
+    seed: float | None,
+) -> Dataset:
+    """Freeze pairs under a name.
+
+    Raises:
+        UserError, Conflict: see `storage.datasets.freeze_pairs`; also for empty fields.
+    """
+    if not statuses:
+        raise UserError("Pairs that are = none: tick at least one status.")
+    if heldout is None:
+        raise UserError("Held out = empty: give a percentage from 0 to 90.")
+    if seed is None or seed != int(seed) or seed < 0:
+        raise UserError(f"Seed = {seed}: give a whole number from 0.")
+    with context.database() as db:
+        return freeze_pairs(db, user, name or "", statuses, heldout, int(seed))
+
+
+def show_datasets(context: Context) -> str:
+    with context.database() as db:
+        return pair_views.datasets(list_datasets(db))
+
+
+# --- wiring ---
+
+
+def build(context: Context) -> gr.Blocks:
+    with gr.Blocks(title="Pairs · Plumb", analytics_enabled=False) as page:
+        address = gr.Textbox(visible="hidden", label="address", elem_id="pb-address")
+        refresh = gr.Button("refresh", visible="hidden", elem_id="pb-refresh")
+        restore = gr.Button("restore", visible="hidden", elem_id="pb-restore")
+        with gr.Row(elem_classes="pb-split"):
+            with gr.Column(scale=0, min_width=340, elem_classes="pb-side wide"):
+                with gr.Column(elem_classes="pb-panel"):
+                    gr.HTML("<h2>Pairs by rule</h2>", apply_default_css=False)
+                    metrics = gr.CheckboxGroup(
+                        [(name.capitalize(), name) for name in METRICS],
+                        value=list(QUALITY),
+                        label="Quality is the sum of",
+                        elem_id="pb-metrics",
+                    )
+                    with gr.Row(elem_classes="pb-tight"):
+                        # Without minimum and maximum: Gradio's message for them names no remedy, ours does.
+                        margin = gr.Number(2, label="Margin", precision=0, elem_id="pb-margin")
+                        seed = gr.Number(0, label="Seed", precision=0)
+                    raters = gr.Dropdown(list(RATERS), value=RATERS[0], label="Whose scores")
+                    figures = gr.HTML(apply_default_css=False, elem_id="pb-preview")
+                    add = gr.Button("Add pairs", variant="primary", elem_id="pb-add")
+                with gr.Column(elem_classes="pb-panel"):
+                    gr.HTML("<h2>Freeze a data set</h2>", apply_default_css=False)
+                    name = gr.Textbox(label="Name", placeholder="shapes-1", max_lines=1, elem_id="pb-set-name")
+                    statuses = gr.CheckboxGroup(
+                        [(status.capitalize(), status) for status in store.STATUSES],
+                        value=["accepted"],
+                        label="Pairs that are",
+                    )
+                    with gr.Row(elem_classes="pb-tight"):
+                        heldout = gr.Number(10, label="Held out, %")
+                        split_seed = gr.Number(0, label="Seed of the split", precision=0)
+                    freezing = gr.Button("Freeze", variant="primary", elem_id="pb-freeze")
+                    frozen = gr.HTML(apply_default_css=False, elem_id="pb-frozen")
+                    sets = gr.HTML(apply_default_css=False, elem_id="pb-sets")
+            with gr.Column(scale=1, min_width=480, elem_classes="pb-main"):
+                with gr.Row(elem_classes="pb-bar"):
+                    tabs = gr.HTML(apply_default_css=False, elem_id="pb-tabs")
+                    gr.HTML(
+                        '<button type="button" class="pb-button small" data-undo>Undo</button>',
+                        apply_default_css=False,
+                        elem_classes="pb-fit",
+                    )
+                    accepting = gr.Button(
+                        "Accept all proposed", size="sm", elem_id="pb-accept-all", elem_classes="pb-fit pb-plain"
+                    )
+                outcome = gr.HTML(apply_default_css=False, elem_id="pb-outcome")
+                rows = gr.HTML(apply_default_css=False, elem_id="pb-pairs")
+
+        rule = [metrics, margin, seed, raters]
+
+        def on_list(search: str) -> tuple[str, str]:
+            filters, cards = show_list(context, search)
+            return drawn(filters), drawn(cards)
+
+        def on_preview(*values: Any) -> list[Any]:
+            try:
+                html, number = show_preview(context, make_rule(*values))
+            except UserError as error:  # while somebody types: said in place, without a pop-up
+                return [notice(str(error), "bad"), gr.Button("Add pairs", interactive=False)]
+            label = f"Add {number:,} pairs" if number != 1 else "Add 1 pair"
+            return [html, gr.Button(label, interactive=number > 0)]
+
+        def on_add(metrics: list[str], margin: float, seed: float, raters: str, request: gr.Request) -> str:
+            rule = make_rule(metrics, margin, seed, raters)
+            return notice(add_pairs(context, context.user(request), rule), "good")
+
+        def on_accept(request: gr.Request) -> str:
+            return notice(accept_all(context, context.user(request)), "good")
+
+        def on_freeze(name: str, statuses: Any, heldout: float, seed: float, request: gr.Request) -> str:
+            entry = freeze(context, context.user(request), name, statuses, heldout, seed)
+            return notice(f"“{entry.name}” is frozen.", "good")
+
+        read = "() => [window.location.search]"
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        gr.on(
+            [page.load, restore.click, refresh.click],
+            told(on_list),
+            [address],
+            [tabs, rows],
+            js=read,
+            trigger_mode="always_last",
+            **quiet,
+        ).then(None, js="() => window.plumb.shown()")
+        page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
+        gr.on(
+            [page.load, metrics.change, margin.change, seed.change, raters.change],
+            told(on_preview),
+            rule,
+            [figures, add],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        again = {"fn": None, "js": "() => window.plumb.refresh()"}
+        add.click(told(on_add), rule, [outcome], api_visibility="private").success(**again)
+        accepting.click(told(on_accept), None, [outcome], api_visibility="private").success(**again)
+        freezing.click(
+            told(on_freeze),
+            [name, statuses, heldout, split_seed],
+            [frozen],
+            api_visibility="private",
+        ).success(told(partial(show_datasets, context)), None, [sets], **quiet)
+    return page

@@ -1,0 +1,191 @@
+"""HTML of the Pairs page: the preview of a rule, the list side by side, the data sets. Pure, all escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from urllib.parse import quote, urlencode
+
+from jobs.pairing import Preview
+from storage.pairs import STATUSES
+from storage.records import Dataset, PairView
+from workbench.views import empty, go, thumbnail
+
+_WIDTH, _HEIGHT, _BASE = 300, 92, 18
+
+
+def histogram(spreads: Mapping[int, int], margin: int, most: int) -> str:
+    """Samples by spread of quality (max − min), with the margin marked; an inline SVG.
+
+    Args:
+        spreads: spread → number of samples.
+        margin: bars from here on make pairs.
+        most: the largest spread that the rule's metrics allow.
+    """
+    highest = max(spreads.values(), default=0)
+    if not highest:
+        return ""
+    last = max(most, *spreads)
+    step = _WIDTH / (last + 1)
+    every = 1 if last <= 12 else 2 if last <= 24 else 4
+    bars = []
+    for spread in range(last + 1):
+        number = spreads.get(spread, 0)
+        height = (_HEIGHT - 12) * number / highest
+        kind = "in" if spread >= margin else "out"
+        x = spread * step
+        if number:
+            bars.append(
+                f'<rect class="{kind}" x="{x + 1:.1f}" y="{_HEIGHT - height:.1f}" width="{step - 2:.1f}" '
+                f'height="{height:.1f}"><title>spread {spread}: {number} samples</title></rect>'
+                f'<text class="n" x="{x + step / 2:.1f}" y="{_HEIGHT - height - 2:.1f}">{number}</text>'
+            )
+        if spread % every == 0:
+            bars.append(f'<text x="{x + step / 2:.1f}" y="{_HEIGHT + 12}">{spread}</text>')
+    mark = min(margin, last + 1) * step
+    told = ", ".join(f"{number} with {spread}" for spread, number in sorted(spreads.items()))
+    return (
+        f'<svg class="pb-histogram" viewBox="0 -2 {_WIDTH} {_HEIGHT + _BASE}" role="img" '
+        f'aria-label="Samples by spread of quality: {told}; margin {margin}">'
+        f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>{"".join(bars)}'
+        f'<line class="margin" x1="{mark:.1f}" x2="{mark:.1f}" y1="0" y2="{_HEIGHT}"/></svg>'
+        '<p class="pb-sub pb-caption">Samples by spread of quality (best − worst); the line is the margin.</p>'
+    )
+
+
+def preview(found: Preview, margin: int, most: int) -> str:
+    """What the rule would make."""
+    if not found.spreads:
+        if found.unscored:
+            return empty(
+                "No scores yet",
+                f"{found.unscored:,} samples have answers, but none has two that are scored on all five metrics "
+                "by those whose scores count here.",
+                "/jobs?kind=judge",
+                "Judge the candidates",
+            )
+        return empty(
+            "No answers yet",
+            "Pairs are made of scored answers. Let a model answer the samples first.",
+            "/jobs?kind=generate",
+            "Generate candidates",
+        )
+    facts = [
+        ("pairs", f"{len(found.pairs):,}"),
+        ("too close", f"{found.too_close:,}"),
+        ("not scored", f"{found.unscored:,}"),
+    ]
+    if found.pairs:
+        facts += [
+            ("chosen, mean length", f"{found.chosen_characters:.0f} characters"),
+            ("rejected, mean length", f"{found.rejected_characters:.0f} characters"),
+        ]
+    return histogram(found.spreads, margin, most) + _facts(facts)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    return (
+        '<dl class="pb-figures">' + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    ) + "</dl>"
+
+
+def statuses(counts: Mapping[str, int], current: str, sample_id: int | None) -> str:
+    """The filter by status: links with their numbers."""
+    if sample_id is not None:
+        return (
+            f'<div class="pb-tabs"><b>Pairs of sample <a href="/?sample={sample_id}">{sample_id}</a></b>'
+            f"{go('?', 'show all pairs', 'pb-tab')}</div>"
+        )
+    total = sum(counts[status] for status in STATUSES)
+    links = [_tab("", "All", total, current), *(_tab(name, name, counts[name], current) for name in STATUSES)]
+    return f'<nav class="pb-tabs" aria-label="Pairs by status">{"".join(links)}</nav>'
+
+
+def _tab(status: str, title: str, number: int, current: str) -> str:
+    here = ' aria-current="true"' if status == current else ""
+    search = f"?{urlencode({'status': status})}" if status else "?"
+    count = f'<span class="pb-count" data-count="{status or "pairs"}">{number:,}</span>'
+    return f'<a class="pb-tab" href="{search}" data-go{here}>{title.capitalize()} {count}</a>'
+
+
+def pair_list(views: Sequence[PairView], status: str, first: bool, after: int | None) -> str:
+    """A keyset page of cards.
+
+    Args:
+        first: whether this is the list's first page.
+        after: the id after which the next page starts; None on the last page.
+    """
+    if not views:
+        if status:
+            return empty(f"No pair is {escape(status)}", "Choose another status above.")
+        return empty(
+            "No pairs yet",
+            "Make them by the rule on the left, or choose two answers by hand on the "
+            '<a href="/">Samples</a> page.',
+        )
+    base = {"status": status} if status else {}
+    pages = ""
+    if not first:
+        pages += go("?" + urlencode(base), "« First page", "pb-button small")
+    if after is not None:
+        pages += go("?" + urlencode({**base, "after": str(after)}), "Next page ›", "pb-button small")
+    foot = f'<nav class="pb-pages" aria-label="Pages of the list">{pages}</nav>' if pages else ""
+    return "".join(card(view) for view in views) + foot
+
+
+def card(view: PairView) -> str:
+    """One pair, side by side, with what can be done to it."""
+    pair = view.pair
+    image = thumbnail(view.images[0], "") if view.images else '<span class="pb-thumb none">text</span>'
+    more = f'<span class="pb-more">+{len(view.images) - 1}</span>' if len(view.images) > 1 else ""
+    reference = f'<span class="pb-sub"> · reference: {escape(view.reference)}</span>' if view.reference else ""
+    buttons = "".join(
+        f'<button type="button" class="pb-button small{" primary" if done else ""}" data-pair="{pair.id}" '
+        f'data-verb="{verb}" aria-pressed="{"true" if done else "false"}" aria-label="{title} pair {pair.id}">'
+        f"{title}</button>"
+        for verb, title, done in (
+            ("accept", "Accept", pair.status == "accepted"),
+            ("reject", "Reject", pair.status == "rejected"),
+        )
+    )
+    flip = (
+        f'<button type="button" class="pb-button small" data-pair="{pair.id}" data-verb="flip" '
+        f'aria-label="Flip pair {pair.id}" title="Swap chosen and rejected">⇄ Flip</button>'
+    )
+    return (
+        f'<article class="pb-pair {pair.status}" data-card="{pair.id}" aria-label="Pair {pair.id}">'
+        f'<a class="pb-pic" href="/?sample={pair.sample_id}" aria-label="Sample {pair.sample_id}">{image}{more}</a>'
+        f'<div class="pb-pair-body"><p class="pb-q">{escape(view.question)}{reference}</p>'
+        f'<div class="pb-sides">{_side("chosen", view.chosen, pair.chosen_quality)}'
+        f"{_side('rejected', view.rejected, pair.rejected_quality)}</div></div>"
+        f'<div class="pb-pair-act"><p><span class="pb-chip {pair.status}">{pair.status}</span> '
+        f'<span class="pb-sub">by {pair.origin} · {escape(pair.user)} · #{pair.id}</span></p>'
+        f'<div class="pb-acts">{buttons}{flip}</div></div></article>'
+    )
+
+
+def _side(name: str, text: str, quality: float | None) -> str:
+    value = f'<span class="pb-sub"> quality {quality:g}</span>' if quality is not None else ""
+    shown = escape(text) or '<i class="pb-sub">(an empty answer)</i>'
+    return f'<div class="pb-side-text {name}"><b>{name.capitalize()}</b>{value}<p class="pb-text">{shown}</p></div>'
+
+
+def datasets(found: Sequence[Dataset]) -> str:
+    """The frozen data sets, newest first."""
+    if not found:
+        return '<p class="pb-sub">No data set yet. Training reads a frozen data set, never the live pairs.</p>'
+    rows = "".join(dataset(entry) for entry in found)
+    return f'<div class="pb-sets">{rows}</div>'
+
+
+def dataset(entry: Dataset) -> str:
+    """One data set with the way to train on it."""
+    counts = entry.counts
+    train = f"/jobs?kind=dpo&dataset={quote(entry.name, safe='')}"
+    return (
+        f'<article class="pb-set" aria-label="Data set {escape(entry.name, quote=True)}"><div><b>{escape(entry.name)}</b> '
+        f'<code title="{escape(entry.hash)}">{escape(entry.hash[:12])}</code></div>'
+        f'<p class="pb-sub">{counts["train"]:,} to train on, {counts["heldout"]:,} held out · '
+        f"chosen {counts['chosen_characters']:g}, rejected {counts['rejected_characters']:g} characters · "
+        f'{escape(entry.user)}</p><a class="pb-button small" href="{escape(train, quote=True)}">Train DPO on it</a></article>'
+    )

@@ -1,0 +1,88 @@
+"""What the Jobs page remembers between two looks: each job's rate of progress, and curves already drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from storage.lifecycle import JobStatus
+from storage.records import Job
+
+LEAST_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class _Mark:
+    unit: str
+    total: float
+    done: float
+    seconds: float
+
+
+class ProgressClock:
+    """Remembers where each job stood when it was first seen at its present phase.
+
+    Loading a model takes long and makes no progress; counted in, it would promise far too long a time. So the
+    rate counts from the first look at the phase; until that is old enough, from the job's start.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._marks: dict[int, _Mark] = {}
+
+    def left(self, job: Job, now: datetime) -> float | None:
+        """Seconds that the job will still take; None while that cannot be told."""
+        if job.status is not JobStatus.RUNNING or job.total <= 0:
+            with self._lock:
+                self._marks.pop(job.id, None)
+            return None
+        moment = now.timestamp()
+        with self._lock:
+            mark = self._marks.get(job.id)
+            if mark is None or (mark.unit, mark.total) != (job.unit, job.total) or mark.done > job.done:
+                mark = self._marks[job.id] = _Mark(job.unit, job.total, job.done, moment)
+        rest = max(0.0, job.total - job.done)
+        if job.done > mark.done and moment - mark.seconds >= LEAST_SECONDS:
+            return rest * (moment - mark.seconds) / (job.done - mark.done)
+        if job.done > 0 and job.started_at:
+            elapsed = moment - datetime.fromisoformat(job.started_at).timestamp()
+            return rest * elapsed / job.done if elapsed > 0 else None
+        return None
+
+
+class Drawn:
+    """Curves as drawn, until their job has told something new: many watch one training, once is enough."""
+
+    def __init__(self, most: int = 32) -> None:
+        self._lock = threading.Lock()
+        self._most = most
+        self._kept: OrderedDict[int, tuple[int, tuple[str, str]]] = OrderedDict()
+
+    def get(self, job_id: int, version: int, draw: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+        """What `draw` returned for this version of the job, or returns now.
+
+        Args:
+            version: changes with every event of the job that was read.
+        """
+        with self._lock:
+            known = self._kept.get(job_id)
+        if known is not None and known[0] == version:
+            return known[1]
+        drawn = draw()
+        with self._lock:
+            self._kept[job_id] = (version, drawn)
+            self._kept.move_to_end(job_id)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return drawn
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One for the whole page."""
+
+    clock: ProgressClock = field(default_factory=ProgressClock)
+    drawn: Drawn = field(default_factory=Drawn)

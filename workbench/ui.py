@@ -1,0 +1,115 @@
+"""The app: FastAPI with the door before it, Gradio's pages mounted in it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib import import_module, util
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.staticfiles import StaticFiles
+
+from storage.errors import PlumbError
+from workbench import api, door, images
+from workbench.context import Context
+from workbench.events import CONCURRENCY, told
+from workbench.navigation import PAGES, PageName, counts, header
+
+STATIC = Path(__file__).parent / "static"
+STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
+
+
+def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
+    """The whole app, ready for uvicorn."""
+    doorkeeper = doorkeeper or door.Door(context.settings)
+    app = FastAPI(title="Plumb", openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(door.routes(doorkeeper))
+    app.include_router(images.routes(context))
+    app.include_router(api.routes(context, doorkeeper))
+    app.add_exception_handler(PlumbError, api.answer_error)
+    app.add_exception_handler(RequestValidationError, api.answer_invalid)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """For a container's health check; also shows that the web process stays light."""
+        return {"status": "ok", "torch_imported": "torch" in sys.modules}
+
+    app.mount(STATIC_PATH, StaticFiles(directory=STATIC), name="plumb-static")
+    gr.mount_gradio_app(
+        app,
+        build_pages(context),
+        path="/",
+        auth_dependency=doorkeeper.identify,
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size="64mb",
+        theme=_theme(),
+        head=_head(),
+    )
+    app.add_middleware(door.DoorMiddleware, door=doorkeeper)
+    return app
+
+
+def build_pages(context: Context) -> gr.Blocks:
+    """All pages as one multi-page Gradio app; `workbench/pages/NAME.py` has `build(context)`."""
+    with gr.Blocks(title="Plumb", analytics_enabled=False, fill_width=True) as root:
+        _page(context, "samples")
+    for name, title, path in PAGES[1:]:
+        with root.route(title, path, show_in_navbar=False):
+            _page(context, name)
+    root.queue(default_concurrency_limit=CONCURRENCY, api_open=False, max_size=512)
+    return root
+
+
+def _page(context: Context, name: PageName) -> None:
+    top = gr.HTML(header(name), apply_default_css=False, elem_classes="pb-top")
+    if util.find_spec(f"workbench.pages.{name}") is not None:
+        # No .render(): Blocks made inside Blocks join their parent by themselves, a second time would double them.
+        import_module(f"workbench.pages.{name}").build(context)
+    else:
+        gr.HTML("<p>This page is being built.</p>")
+
+    def on_load(request: gr.Request) -> str:
+        with context.database() as db:
+            return header(name, counts(db), context.user(request))
+
+    gr.on(
+        [gr.context.Context.root_block.load], told(on_load), None, [top], show_progress="hidden", queue=False,
+        api_visibility="private",
+    )
+
+
+def _theme() -> gr.themes.Base:
+    """System fonts alone: Gradio's defaults may be fetched from another host."""
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        text_size=gr.themes.sizes.text_sm,
+        radius_size=gr.themes.sizes.radius_sm,
+        font=sans,
+        font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
+    )
+
+
+def _head() -> str:
+    """Our style and script; the address carries the content's hash, so a new version is never shadowed."""
+
+    def url(name: str) -> str:
+        digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
+        return f"{STATIC_PATH}/{name}?v={digest}"
+
+    sheets = "".join(
+        f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css"))
+    )
+    return f'{sheets}<script src="{url("plumb.js")}"></script>'
