@@ -27,14 +27,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from jobs.telemetry import switch_off  # noqa: E402
+from jobs.telemetry import switch_off
 
 switch_off(os.environ)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/worker.py does
 
-import tiny  # noqa: E402
 import torch  # noqa: E402
 
+import tiny  # noqa: E402
 from jobs.gpu.answering import Answerer, stock_answers  # noqa: E402
 from jobs.gpu.decoding import Sampling  # noqa: E402
 from jobs.gpu.prompts import encode  # noqa: E402

@@ -101,11 +101,11 @@ def pair_of(sample: ScoredSample, rule: PairRule) -> tuple[NewPair | None, int |
     judgement = deciding_judgement(sample, rule.raters)
     if judgement is None:
         return None, None
-    known = {candidate.id for candidate in sample.candidates}
+    texts = {candidate.id: candidate.text.strip() for candidate in sample.candidates}
     ranked = [
         (score.candidate_id, quality(score, rule.metrics))
         for score in sorted(judgement.scores, key=lambda score: score.candidate_id)
-        if score.complete and score.candidate_id in known
+        if score.complete and texts.get(score.candidate_id)  # an empty answer has nothing to learn from
     ]
     if len(ranked) < 2:
         return None, None
@@ -114,7 +114,13 @@ def pair_of(sample: ScoredSample, rule: PairRule) -> tuple[NewPair | None, int |
     if spread < rule.margin:
         return None, spread
     chosen_id = next(candidate_id for candidate_id, value in ranked if value == best)
-    worse = [(candidate_id, value) for candidate_id, value in ranked if value <= best - rule.margin]
+    worse = [
+        (candidate_id, value)
+        for candidate_id, value in ranked
+        if value <= best - rule.margin and texts[candidate_id] != texts[chosen_id]
+    ]
+    if not worse:  # one answer, scored in two ways: it cannot be preferred to itself
+        return None, spread
     # Seeded by sample, so that a pair does not depend on which other samples are there.
     rejected_id, low = random.Random(f"{rule.seed}:{sample.sample_id}").choice(worse)
     return NewPair(sample.sample_id, chosen_id, rejected_id, best, low, (judgement.id,)), spread

@@ -56,7 +56,7 @@ def choose_by_hand(db: Database, user: str, chosen_id: int, rejected_id: int) ->
     The same two the other way round are flipped; the same pair again is accepted.
 
     Raises:
-        UserError: both are the same candidate, have the same text, or belong to different samples.
+        UserError: both are the same candidate, have the same text, belong to different samples, or are empty.
         NotFound: one of them is not there.
     """
     if chosen_id == rejected_id:
@@ -66,7 +66,10 @@ def choose_by_hand(db: Database, user: str, chosen_id: int, rejected_id: int) ->
         raise UserError(
             f"Candidates {chosen_id} and {rejected_id} answer different samples; choose two of one sample."
         )
-    if chosen.text == rejected.text:
+    for candidate in (chosen, rejected):
+        if not candidate.text.strip():
+            raise UserError(f"Candidate {candidate.id} is empty: there is nothing to learn from. Choose another.")
+    if chosen.text.strip() == rejected.text.strip():
         raise UserError(
             f"Candidates {chosen_id} and {rejected_id} have the same text: there is nothing to prefer. "
             "Choose two that differ."

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from factories import World, open_world
 
+from factories import World, open_world
 from jobs.telemetry import switch_off
 
 switch_off(os.environ)

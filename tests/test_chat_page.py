@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_server import ChatServer, Script, add_serve_job, says, serving, set_running
 from factories import World, png
-
 from jobs.keys import serve_key
 from storage import jobs as store
 from storage.adapters import add_adapter

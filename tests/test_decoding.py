@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
 import tiny
 
 torch = pytest.importorskip("torch")

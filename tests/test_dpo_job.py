@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from jobs.gpu.callbacks import evaluation_steps, house_names
 from jobs.runs import RunFolder
 from jobs.worker import work

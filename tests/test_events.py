@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import World, open_world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factories import World, open_world
 from jobs import events as module
 from jobs.events import drain, read_batch, read_events
 from jobs.reporter import Reporter

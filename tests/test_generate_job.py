@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
 from jobs.worker import work

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import USER, World, open_world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factories import USER, World, open_world
 from storage import history, pairs
 from storage.errors import Conflict, NotFound, PlumbError
 from storage.records import METRICS

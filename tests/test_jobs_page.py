@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from factories import World
 
+from factories import World
 from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter

@@ -6,10 +6,10 @@ import itertools
 from typing import Literal
 
 import pytest
-from factories import World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import World
 from storage import jobs as store
 from storage.errors import Conflict, NotFound
 from storage.lifecycle import ACTIVE, ENDED, NEXT, JobStatus, sources

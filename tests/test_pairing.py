@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from factories import USER, World, metrics_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from factories import USER, World, metrics_of
 from jobs.pairing import PairRule, ScoredSample, pair_of, preview
 from storage.records import Candidate, Judgement, Rater, Score
 from storage.scored import walk_scored
@@ -72,6 +74,20 @@ def test_only_judgements_that_are_ok_count_and_the_latest_of_them() -> None:
     old, new = judgement([12, 1], number=1), judgement([1, 12], number=2)
     failed = judgement([12, 1], number=3, state="failed")
     assert pair_of(scored(old, new, failed), PairRule())[0].chosen_id == 2  # type: ignore[union-attr]
+
+
+def test_empty_answers_and_equal_texts_make_no_pair() -> None:
+    def texts(*answers: str) -> ScoredSample:
+        base = scored(judgement([12, 1, 0]))
+        made = [replace(one, text=text) for one, text in zip(base.candidates, answers, strict=True)]
+        return ScoredSample(1, made, base.judgements)
+
+    chosen = pair_of(texts(" ", "b", "c"), PairRule(margin=1))[0]
+    assert chosen is not None
+    assert (chosen.chosen_id, chosen.rejected_id) == (2, 3), "the best answer is empty"
+    assert pair_of(texts("same", "same ", "same"), PairRule())[0] is None
+    drawn = {pair_of(texts("same", "same", "other"), PairRule(seed=seed))[0] for seed in range(9)}
+    assert {pair.rejected_id for pair in drawn if pair} == {3}
 
 
 @pytest.mark.parametrize("values", [{"margin": 0}, {"metrics": []}, {"metrics": ["charm"]}, {"seed": -1}])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import USER, World, settings_for
 
+from factories import USER, World, settings_for
 from jobs import queue
 from jobs.configs import KINDS, PRESETS, parse_config
 from jobs.processes import PROJECT

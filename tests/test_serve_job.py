@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-import tiny
 from pydantic import ValidationError
-from test_generate_job import make_adapter
 
+import tiny
 from jobs.runs import RunFolder
 from jobs.worker import work
 from storage.errors import NotFound, PlumbError
+from test_generate_job import make_adapter
 
 KEY = "a-secret-of-this-start"
 HEAD = {"Authorization": f"Bearer {KEY}"}

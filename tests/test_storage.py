@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from factories import USER, World, settings_for
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import USER, World, settings_for
 from jobs.processes import PROJECT
 from storage import history, pairs, upkeep
 from storage.database import connect, immediate, migrate, session
@@ -104,7 +104,7 @@ def test_bad_scores_are_refused(world: World, metric: str, value: object, text: 
 
 def test_a_pair_by_hand_and_what_it_refuses(world: World) -> None:
     sample, other = world.sample(1), world.sample(2)
-    one, two, same = world.candidates(sample, ["a circle", "a square", "a circle"])
+    one, two, same, empty = world.candidates(sample, ["a circle", "a square", "a circle", " "])
     far = world.candidates(other, ["x"])[0]
     pair = pairs.choose_by_hand(world.db, USER, one.id, two.id)
     assert (pair.status, pair.origin) == ("accepted", "hand")
@@ -115,6 +115,7 @@ def test_a_pair_by_hand_and_what_it_refuses(world: World) -> None:
         (one.id, one.id, "both chosen and rejected"),
         (one.id, far.id, "different samples"),
         (one.id, same.id, "same text"),
+        (one.id, empty.id, "is empty"),
     ):
         with pytest.raises(UserError, match=text):
             pairs.choose_by_hand(world.db, USER, chosen, rejected)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from factories import USER, World, open_world
 
+from factories import USER, World, open_world
 from jobs import queue
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder

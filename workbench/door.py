@@ -136,9 +136,7 @@ class DoorMiddleware:
             wants_page = "text/html" in headers.get("accept", "") and scope.get("method") == "GET"
             target = scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
             page = login_page("", target) if wants_page else None
-            await _refuse(
-                scope, receive, send, 401, "Log in at /login with the token from Plumb's console.", page
-            )
+            await _refuse(scope, receive, send, 401, "Log in at /login with the token from Plumb's console.", page)
             return
 
         async def send_guarded(message: Message) -> None:

@@ -47,7 +47,8 @@ def header(active: PageName, numbers: dict[str, int] | None = None, user: str = 
     who = f'<span class="pb-user" title="Signed in as">{escape(user)}</span>' if user else ""
     return (
         '<header class="pb-header"><a class="pb-brand" href="/" aria-label="Plumb, start page">'
-        '<svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d="M8 0v7" stroke="currentColor" '
-        'stroke-width="1.4"/><path d="M4.6 7h6.8L8 15.5z" fill="currentColor"/></svg>Plumb</a>'
+        '<svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d="M8 0v7" '
+        'stroke="currentColor" stroke-width="1.4"/><path d="M4.6 7h6.8L8 15.5z" fill="currentColor"/></svg>'
+        "Plumb</a>"
         f'<nav aria-label="Pages">{"".join(links)}</nav>{who}</header>'
     )

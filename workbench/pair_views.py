@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 from jobs.pairing import Preview
 from storage.pairs import STATUSES
 from storage.records import Dataset, PairView
-from workbench.views import empty, go, thumbnail
+from workbench.views import data_counts, empty, go, thumbnail
 
 _WIDTH, _HEIGHT, _BASE = 300, 92, 18
 
@@ -91,14 +91,15 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 def statuses(counts: Mapping[str, int], current: str, sample_id: int | None) -> str:
     """The filter by status: links with their numbers."""
+    total = sum(counts[status] for status in STATUSES)
+    told = data_counts({**counts, "pairs": total})
     if sample_id is not None:
         return (
-            f'<div class="pb-tabs"><b>Pairs of sample <a href="/?sample={sample_id}">{sample_id}</a></b>'
+            f'<div class="pb-tabs" {told}><b>Pairs of sample <a href="/?sample={sample_id}">{sample_id}</a></b>'
             f"{go('?', 'show all pairs', 'pb-tab')}</div>"
         )
-    total = sum(counts[status] for status in STATUSES)
     links = [_tab("", "All", total, current), *(_tab(name, name, counts[name], current) for name in STATUSES)]
-    return f'<nav class="pb-tabs" aria-label="Pairs by status">{"".join(links)}</nav>'
+    return f'<nav class="pb-tabs" {told} aria-label="Pairs by status">{"".join(links)}</nav>'
 
 
 def _tab(status: str, title: str, number: int, current: str) -> str:
@@ -154,7 +155,8 @@ def card(view: PairView) -> str:
     )
     return (
         f'<article class="pb-pair {pair.status}" data-card="{pair.id}" aria-label="Pair {pair.id}">'
-        f'<a class="pb-pic" href="/?sample={pair.sample_id}" aria-label="Sample {pair.sample_id}">{image}{more}</a>'
+        f'<a class="pb-pic" href="/?sample={pair.sample_id}" aria-label="Sample {pair.sample_id}">'
+        f"{image}{more}</a>"
         f'<div class="pb-pair-body"><p class="pb-q">{escape(view.question)}{reference}</p>'
         f'<div class="pb-sides">{_side("chosen", view.chosen, pair.chosen_quality)}'
         f"{_side('rejected', view.rejected, pair.rejected_quality)}</div></div>"
@@ -167,7 +169,9 @@ def card(view: PairView) -> str:
 def _side(name: str, text: str, quality: float | None) -> str:
     value = f'<span class="pb-sub"> quality {quality:g}</span>' if quality is not None else ""
     shown = escape(text) or '<i class="pb-sub">(an empty answer)</i>'
-    return f'<div class="pb-side-text {name}"><b>{name.capitalize()}</b>{value}<p class="pb-text">{shown}</p></div>'
+    return (
+        f'<div class="pb-side-text {name}"><b>{name.capitalize()}</b>{value}<p class="pb-text">{shown}</p></div>'
+    )
 
 
 def datasets(found: Sequence[Dataset]) -> str:
@@ -183,9 +187,11 @@ def dataset(entry: Dataset) -> str:
     counts = entry.counts
     train = f"/jobs?kind=dpo&dataset={quote(entry.name, safe='')}"
     return (
-        f'<article class="pb-set" aria-label="Data set {escape(entry.name, quote=True)}"><div><b>{escape(entry.name)}</b> '
+        f'<article class="pb-set" aria-label="Data set {escape(entry.name, quote=True)}">'
+        f"<div><b>{escape(entry.name)}</b> "
         f'<code title="{escape(entry.hash)}">{escape(entry.hash[:12])}</code></div>'
         f'<p class="pb-sub">{counts["train"]:,} to train on, {counts["heldout"]:,} held out · '
         f"chosen {counts['chosen_characters']:g}, rejected {counts['rejected_characters']:g} characters · "
-        f'{escape(entry.user)}</p><a class="pb-button small" href="{escape(train, quote=True)}">Train DPO on it</a></article>'
+        f"{escape(entry.user)}</p>"
+        f'<a class="pb-button small" href="{escape(train, quote=True)}">Train DPO on it</a></article>'
     )

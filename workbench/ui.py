@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from importlib import import_module, util
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from workbench import api, door, images
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
+from workbench.pages import chat, jobs, pairs, samples
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
+BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
+    "samples": samples.build,
+    "pairs": pairs.build,
+    "jobs": jobs.build,
+    "chat": chat.build,
+}
 
 
 def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
@@ -39,22 +47,25 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
         return {"status": "ok", "torch_imported": "torch" in sys.modules}
 
     app.mount(STATIC_PATH, StaticFiles(directory=STATIC), name="plumb-static")
-    gr.mount_gradio_app(
-        app,
-        build_pages(context),
-        path="/",
-        auth_dependency=doorkeeper.identify,
-        footer_links=[],
-        run_history=False,
-        show_error=True,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        max_file_size="64mb",
-        theme=_theme(),
-        head=_head(),
-    )
+    with warnings.catch_warnings():
+        # Gradio 6.31 warns at every start of several pages, also where SSR is off.
+        warnings.filterwarnings("ignore", message="SSR mode is not supported")
+        gr.mount_gradio_app(
+            app,
+            build_pages(context),
+            path="/",
+            auth_dependency=doorkeeper.identify,
+            footer_links=[],
+            run_history=False,
+            show_error=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            max_file_size="64mb",
+            theme=_theme(),
+            head=_head(),
+        )
     app.add_middleware(door.DoorMiddleware, door=doorkeeper)
     return app
 
@@ -72,18 +83,20 @@ def build_pages(context: Context) -> gr.Blocks:
 
 def _page(context: Context, name: PageName) -> None:
     top = gr.HTML(header(name), apply_default_css=False, elem_classes="pb-top")
-    if util.find_spec(f"workbench.pages.{name}") is not None:
-        # No .render(): Blocks made inside Blocks join their parent by themselves, a second time would double them.
-        import_module(f"workbench.pages.{name}").build(context)
-    else:
-        gr.HTML("<p>This page is being built.</p>")
+    # No .render(): Blocks made inside Blocks join their parent by themselves, a second time would double them.
+    BUILDERS[name](context)
 
     def on_load(request: gr.Request) -> str:
         with context.database() as db:
             return header(name, counts(db), context.user(request))
 
     gr.on(
-        [gr.context.Context.root_block.load], told(on_load), None, [top], show_progress="hidden", queue=False,
+        [gr.context.Context.root_block.load],
+        told(on_load),
+        None,
+        [top],
+        show_progress="hidden",
+        queue=False,
         api_visibility="private",
     )
 
@@ -109,7 +122,5 @@ def _head() -> str:
         digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
         return f"{STATIC_PATH}/{name}?v={digest}"
 
-    sheets = "".join(
-        f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css"))
-    )
+    sheets = "".join(f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css")))
     return f'{sheets}<script src="{url("plumb.js")}"></script>'

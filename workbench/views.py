@@ -6,6 +6,7 @@ Pure functions: records in, HTML out. Buttons and links carry `data-…` attribu
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -37,6 +38,11 @@ def drawn(html: str) -> str:
     pressed), so that after an undo the old HTML must be drawn again.
     """
     return f"{html}<!--{next(_drawings)}-->"
+
+
+def data_counts(numbers: Mapping[str, int]) -> str:
+    """An attribute from which plumb.js brings the header's numbers up to date."""
+    return f'data-counts="{escape(json.dumps(numbers), quote=True)}"'
 
 
 def letter(index: int) -> str:
@@ -112,8 +118,9 @@ def _item(sample: Sample, mark: Mark, where: SampleFilter, current: int | None) 
     state += " · judged" if mark.judged else ""
     state += " · scored" if mark.scored else ""
     return (
-        f'<li><a href="{escape(link(where, sample.id), quote=True)}" data-go{here}><span class="pb-pic">{image}{more}'
-        f'</span><span class="pb-item"><span class="pb-q">{escape(sample.question)}</span>'
+        f'<li><a href="{escape(link(where, sample.id), quote=True)}" data-go{here}>'
+        f'<span class="pb-pic">{image}{more}</span>'
+        f'<span class="pb-item"><span class="pb-q">{escape(sample.question)}</span>'
         f'<span class="pb-sub">#{sample.id} · {state if mark.candidates else "no answers"}</span></span></a></li>'
     )
 
@@ -194,7 +201,8 @@ def _question(sample: Sample) -> str:
             f'<p class="pb-turn"><b>{escape(str(message["role"]))}</b> {escape(text_of(message["content"]))}</p>'
             for message in sample.messages[:-1]
         )
-        turns = f'<details class="pb-turns"><summary>{len(sample.messages) - 1} turns before</summary>{turns}</details>'
+        summary = f"<summary>{len(sample.messages) - 1} turns before</summary>"
+        turns = f'<details class="pb-turns">{summary}{turns}</details>'
     reference = (
         f'<dt>Reference</dt><dd class="pb-reference">{escape(sample.reference)}</dd>'
         if sample.reference is not None
@@ -231,9 +239,7 @@ def _candidates(detail: Detail) -> str:
             '<a href="/jobs?kind=judge">let a judge score them</a>.</p>'
         )
     latest = latest_ok(detail.judgements)
-    cards = "".join(
-        _card(candidate, index, latest, detail) for index, candidate in enumerate(detail.candidates)
-    )
+    cards = "".join(_card(candidate, index, latest, detail) for index, candidate in enumerate(detail.candidates))
     return note + _failures(detail.judgements) + cards + _pairs(detail)
 
 
@@ -258,7 +264,8 @@ def _card(candidate: Candidate, index: int, latest: Sequence[Judgement], detail:
         f'<button type="button" class="pb-pick bad" data-pick="rejected" aria-pressed="false" '
         f'aria-label="Answer {name}: rejected">Rejected</button></div></div>'
         f'<p class="pb-sub pb-maker">{_maker(candidate, detail.adapters)}</p>'
-        f'<div class="pb-grid"><span class="pb-rater">Your scores</span>{_buttons(own, name)}</div>{"".join(others)}'
+        f'<div class="pb-grid"><span class="pb-rater">Your scores</span>{_buttons(own, name)}</div>'
+        f"{''.join(others)}"
         "</article>"
     )
 
@@ -284,11 +291,12 @@ def _other(judgement: Judgement, score: Score) -> str:
     total = sum(score.value(metric) or 0 for metric in QUALITY)
     quality = f"{total} of {HIGHEST * len(QUALITY)}" if score.complete else "partial"
     cells = "".join(
-        f'<span class="pb-given" title="{metric}">{"–" if score.value(metric) is None else score.value(metric)}</span>'
-        for metric in METRICS
+        f'<span class="pb-given" title="{metric}">{"–" if value is None else value}</span>'
+        for metric, value in ((metric, score.value(metric)) for metric in METRICS)
     )
+    title = escape(f"{kind} {rater.name} {more}".strip(), quote=True)
     return (
-        f'<div class="pb-grid other"><span class="pb-rater" title="{escape(f"{kind} {rater.name} {more}", quote=True)}">'
+        f'<div class="pb-grid other"><span class="pb-rater" title="{title}">'
         f'{escape(rater.name)}<br><span class="pb-kind">{kind}</span> · {quality}</span>{cells}</div>'
     )
 

@@ -5,7 +5,7 @@ The address holds the list's state: `?status=proposed&after=120` or `?sample=7`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from jobs.configs import explain
 from jobs.pairing import QUALITY, PairRule, Preview, ScoredSample, preview
 from storage import pairs as store
 from storage.datasets import freeze_pairs, list_datasets
-from storage.errors import UserError
+from storage.errors import PlumbError, UserError
 from storage.records import HIGHEST, METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
 from workbench import pair_views
@@ -59,9 +59,7 @@ def make_rule(metrics: Sequence[str], margin: float | None, seed: float | None, 
     try:
         # In the order of the rubric, so that the same rule is stored the same way whatever was ticked first.
         ordered = tuple(name for name in METRICS if name in metrics) or tuple(metrics)
-        return PairRule.model_validate(
-            {"metrics": ordered, "margin": margin, "seed": seed, "raters": raters}
-        )
+        return PairRule.model_validate({"metrics": ordered, "margin": margin, "seed": seed, "raters": raters})
     except ValidationError as error:
         raise UserError(f"The rule cannot be used: {explain(error)}") from error
 
@@ -81,6 +79,8 @@ def add_pairs(context: Context, user: str, rule: PairRule) -> str:
         )
     with context.database() as db:
         added = store.add_rule_pairs(db, user, rule.model_dump(mode="json"), found.pairs)
+    if not added:
+        return f"Nothing new: all {len(found.pairs):,} pairs of this rule are there already."
     there = len(found.pairs) - added
     known = f" {there:,} were there already and stay as they are." if there else ""
     return f"{added:,} pairs added as proposed.{known}"
@@ -151,6 +151,14 @@ def show_datasets(context: Context) -> str:
         return pair_views.datasets(list_datasets(db))
 
 
+def said(act: Callable[[], str]) -> str:
+    """What an act says came of it, or why it was refused, as a message in its place."""
+    try:
+        return notice(act(), "good")
+    except PlumbError as error:
+        return notice(str(error), "bad")
+
+
 # --- wiring ---
 
 
@@ -213,21 +221,22 @@ def build(context: Context) -> gr.Blocks:
         def on_preview(*values: Any) -> list[Any]:
             try:
                 html, number = show_preview(context, make_rule(*values))
-            except UserError as error:  # while somebody types: said in place, without a pop-up
+            except UserError as error:  # somebody is still typing: no pop-up
                 return [notice(str(error), "bad"), gr.Button("Add pairs", interactive=False)]
             label = f"Add {number:,} pairs" if number != 1 else "Add 1 pair"
             return [html, gr.Button(label, interactive=number > 0)]
 
         def on_add(metrics: list[str], margin: float, seed: float, raters: str, request: gr.Request) -> str:
-            rule = make_rule(metrics, margin, seed, raters)
-            return notice(add_pairs(context, context.user(request), rule), "good")
+            user = context.user(request)
+            return said(lambda: add_pairs(context, user, make_rule(metrics, margin, seed, raters)))
 
         def on_accept(request: gr.Request) -> str:
-            return notice(accept_all(context, context.user(request)), "good")
+            user = context.user(request)
+            return said(lambda: accept_all(context, user))
 
         def on_freeze(name: str, statuses: Any, heldout: float, seed: float, request: gr.Request) -> str:
-            entry = freeze(context, context.user(request), name, statuses, heldout, seed)
-            return notice(f"“{entry.name}” is frozen.", "good")
+            user = context.user(request)
+            return said(lambda: f"“{freeze(context, user, name, statuses, heldout, seed).name}” is frozen.")
 
         read = "() => [window.location.search]"
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -251,10 +260,10 @@ def build(context: Context) -> gr.Blocks:
             api_visibility="private",
         )
         again = {"fn": None, "js": "() => window.plumb.refresh()"}
-        add.click(told(on_add), rule, [outcome], api_visibility="private").success(**again)
-        accepting.click(told(on_accept), None, [outcome], api_visibility="private").success(**again)
+        add.click(on_add, rule, [outcome], api_visibility="private").success(**again)
+        accepting.click(on_accept, None, [outcome], api_visibility="private").success(**again)
         freezing.click(
-            told(on_freeze),
+            on_freeze,
             [name, statuses, heldout, split_seed],
             [frozen],
             api_visibility="private",

@@ -27,7 +27,7 @@ from storage.records import Sample
 from storage.samples import SampleFilter
 from storage.scores import get_judgements, list_raters
 from workbench import views
-from workbench.context import Asker, Context
+from workbench.context import Context
 from workbench.events import told
 
 PAGE = 50
@@ -68,10 +68,12 @@ def show(context: Context, user: str, search: str) -> View:
             detail = views.sample_detail(_detail(db, where, user, total, pinned))
         else:
             detail = views.empty("Nothing to show", problem) if everything else ""
+        pairs = sum(count_pairs(db).values())
         judged = any(rater.kind == "judge" for rater in list_raters(db))
-        steps = views.next_step(count_candidates(db), judged, sum(count_pairs(db).values())) if everything else ""
+        steps = views.next_step(count_candidates(db), judged, pairs) if everything else ""
+    told_counts = views.data_counts({"samples": everything, "pairs": pairs})
     share = f" of {everything:,}" if where.as_query() else ""
-    count = f'<p class="pb-total" role="status"><b>{total:,}</b>{share} samples</p>'
+    count = f'<p class="pb-total" {told_counts} role="status"><b>{total:,}</b>{share} samples</p>'
     return View(everything == 0, where, facets["source"], facets["split"], count, steps, rows, detail)
 
 
@@ -84,9 +86,7 @@ def load_demo(context: Context, number: float | None) -> Iterator[str]:
         UserError: the number is out of range; the wheel of easy-VQA is missing.
     """
     if number is None or number != int(number) or not DEMO_LEAST <= number <= DEMO_MOST:
-        raise UserError(
-            f"Number of samples = {number}: give a whole number from {DEMO_LEAST} to {DEMO_MOST}."
-        )
+        raise UserError(f"Number of samples = {number}: give a whole number from {DEMO_LEAST} to {DEMO_MOST}.")
     news: queue.SimpleQueue[tuple[int, int] | Exception | str] = queue.SimpleQueue()
     threading.Thread(target=_import_demo, args=(context, int(number), news), daemon=True).start()
     yield views.progress(0, int(number), "Loading")
@@ -201,8 +201,12 @@ def build(context: Context) -> gr.Blocks:
                         elem_id="pb-search",
                     )
                     with gr.Row(elem_classes="pb-filters"):
-                        state = gr.Dropdown(_choices(store.STATES, "any state"), value="", label="State", show_label=False)
-                        source = gr.Dropdown(_choices([], "any source"), value="", label="Source", show_label=False)
+                        state = gr.Dropdown(
+                            _choices(store.STATES, "any state"), value="", label="State", show_label=False
+                        )
+                        source = gr.Dropdown(
+                            _choices([], "any source"), value="", label="Source", show_label=False
+                        )
                         split = gr.Dropdown(_choices([], "any split"), value="", label="Split", show_label=False)
                     count = gr.HTML(apply_default_css=False)
                     rows = gr.HTML(apply_default_css=False, elem_id="pb-list")
@@ -227,9 +231,9 @@ def build(context: Context) -> gr.Blocks:
 
         read = "() => [window.location.search]"
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        refresh.click(
-            told(on_refresh), [address], pieces, js=read, trigger_mode="always_last", **quiet
-        ).then(None, js="() => window.plumb.shown()")
+        refresh.click(told(on_refresh), [address], pieces, js=read, trigger_mode="always_last", **quiet).then(
+            None, js="() => window.plumb.shown()"
+        )
         gr.on(
             [page.load, restore.click],
             told(on_restore),
@@ -243,9 +247,9 @@ def build(context: Context) -> gr.Blocks:
         q.change(None, filters, js="(...values) => window.plumb.filter(values, 250)")
         for chosen in (state, source, split):
             chosen.change(None, filters, js="(...values) => window.plumb.filter(values, 0)")
-        demo.click(
-            told(partial(load_demo, context)), [number], [outcome], api_visibility="private"
-        ).success(None, js="() => window.plumb.restore()")
+        demo.click(told(partial(load_demo, context)), [number], [outcome], api_visibility="private").success(
+            None, js="() => window.plumb.restore()"
+        )
     return page
 
 
@@ -267,8 +271,9 @@ def _choices(values: Any, all_of_them: str) -> list[tuple[str, str]]:
 WELCOME = """<div class="pb-hero"><h1>From questions about images to an aligned model</h1>
 <p>Plumb walks one way: browse samples, let a model answer each several times, score the answers, make pairs of a
 better and a worse one, train on them, and chat with the model before and after.</p>
-<ol class="pb-way"><li><b>Samples</b> an image and a question</li><li><b>Candidates</b> several answers a sample</li>
+<ol class="pb-way"><li><b>Samples</b> an image and a question</li>
+<li><b>Candidates</b> several answers a sample</li>
 <li><b>Scores</b> five metrics, 0 to 4</li><li><b>Pairs</b> chosen over rejected</li>
 <li><b>Training</b> DPO with LoRA</li><li><b>Chat</b> base and aligned, side by side</li></ol>
-<p>There are no samples yet. The demo brings easy-VQA: small pictures of coloured shapes, with questions and the right
-answers. It needs no network, no GPU and no key.</p></div>"""
+<p>There are no samples yet. The demo brings easy-VQA: small pictures of coloured shapes, with questions and the
+right answers. It needs no network, no GPU and no key.</p></div>"""

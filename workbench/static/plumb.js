@@ -36,6 +36,8 @@
   // After a view is rendered: the address names the sample that is pinned, the list shows it.
   function shown() {
     requestAnimationFrame(() => {
+      const counts = document.querySelector("[data-counts]");
+      if (counts) showCounts(JSON.parse(counts.dataset.counts));
       const pinned = document.querySelector(".pb-sample");
       if (pinned) {
         const query = new URLSearchParams(window.location.search);
@@ -274,6 +276,14 @@
       go(link.getAttribute("href"));
     }
   });
+
+  // Gradio gives all pages one title; the header knows which page this is.
+  new MutationObserver((changes, observer) => {
+    const current = document.querySelector(".pb-header nav [aria-current]");
+    if (!current) return;
+    observer.disconnect();
+    setTimeout(() => (document.title = current.firstChild.textContent + " · Plumb"), 300);
+  }).observe(document.documentElement, { childList: true, subtree: true });
 
   window.addEventListener("online", sendKept);
   window.plumb = { go, filter, shown, say, refresh: () => press("pb-refresh"), restore: () => press("pb-restore") };

@@ -16,14 +16,27 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from jobs.gpu.demo.build import IMAGE_TOKENS
-from jobs.gpu.demo.data import Question, asks_for_what_is_there, sentence_answer, traits_from_answers
+from jobs.gpu.demo.data import Question, asks_for_what_is_there, is_negative, sentence_answer, traits_from_answers
 
 IMAGES_A_STEP = 8
 OPEN_QUESTIONS = 2
 CLOSED_QUESTIONS = 4
 CONVERSATION_SHARE = 1 / 8
 TURNS_A_CONVERSATION = 3
-SENTENCE_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of stage 2: which questions, which styles, and when it is over.
+
+    It ends when ``until`` of ten steps' bare answers are right, or after ``steps`` steps.
+    """
+
+    name: str
+    steps: int
+    until: float = 1.1
+    negated: bool = True
+    sentence_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,8 @@ class Renderer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def build_rows(questions: Sequence[Question], renderer: Renderer, seed: int) -> list[Row]:
-    """One row an image: up to six of its questions, three in ten of the answers as whole sentences.
+def build_rows(questions: Sequence[Question], renderer: Renderer, phase: Phase, seed: int) -> list[Row]:
+    """One row an image: up to six of its questions, answered in the phase's mix of styles.
 
     easy-VQA asks for what is absent four times as often as for what is there, and a model that has learned no
     more than this prior answers 76 % of the yes/no questions right without a look. Rows hold as many of one
@@ -102,7 +115,7 @@ def build_rows(questions: Sequence[Question], renderer: Renderer, seed: int) -> 
     traits = traits_from_answers(questions)
     by_image: dict[int, list[Question]] = defaultdict(list)
     for question in questions:
-        if question.image_id in traits:
+        if question.image_id in traits and (phase.negated or not is_negative(question.text)):
             by_image[question.image_id].append(question)
     choose = random.Random(seed)
     rows = []
@@ -111,7 +124,7 @@ def build_rows(questions: Sequence[Question], renderer: Renderer, seed: int) -> 
         chosen = _balanced(asked, choose)
         turns: list[Turn] = []
         for question in chosen[:TURNS_A_CONVERSATION] if conversation else chosen:
-            bare = choose.random() >= SENTENCE_SHARE
+            bare = choose.random() >= phase.sentence_share
             answer = question.answer if bare else sentence_answer(question, traits[image_id], seed)
             turns.append(renderer.turn(question.text, answer, bare, follow_up=conversation and bool(turns)))
         rows.append(Row(image_id, turns, conversation))
@@ -176,11 +189,13 @@ def collate(rows: Sequence[Row], prefix: Sequence[int], pad: int) -> Batch:
     )
 
 
-def batches(questions: Sequence[Question], renderer: Renderer, pad: int, seed: int) -> Iterator[Batch]:
+def batches(
+    questions: Sequence[Question], renderer: Renderer, phase: Phase, pad: int, seed: int
+) -> Iterator[Batch]:
     """Batches without end; every pass draws other questions, other styles and another order."""
     epoch = 0
     while True:
-        rows = build_rows(questions, renderer, seed + epoch)
+        rows = build_rows(questions, renderer, phase, seed + epoch)
         random.Random(seed + epoch).shuffle(rows)
         for start in range(0, len(rows) - IMAGES_A_STEP + 1, IMAGES_A_STEP):
             yield collate(rows[start : start + IMAGES_A_STEP], renderer.prefix, pad)

@@ -13,15 +13,23 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from jobs.gpu.demo.build import LORA_FOLDER, PROJECTOR_FILE, llava_config
 from jobs.gpu.demo.data import Question, Traits, load_questions, traits_from_answers
-from jobs.gpu.demo.packing import Batch, Renderer, batches
+from jobs.gpu.demo.packing import Batch, Phase, Renderer, batches
 from jobs.gpu.demo.tower import load_pixels, patch_features
 
 PROJECTOR_RATE = 1e-3
 LORA_RATE = 5e-4
 WARM_UP = 10
+SAVE_EVERY = 50
 ALIGN_STEPS = 400
 ALIGN_IMAGES = 32
 ALIGN_RATE = 2e-3
+# "yes" to "is there not a circle?" is the exclusive or of two things, which gradients find hard: with negated questions
+# and two styles from the first step, yes/no answers stayed at their prior for 250 steps. One after the other it goes.
+PHASES = (
+    Phase("tune: words", steps=150, until=0.95, negated=False),
+    Phase("tune: negations", steps=150, until=0.95),
+    Phase("tune: styles", steps=120, sentence_share=0.3),
+)
 LORA = LoraConfig(
     r=8,
     lora_alpha=16,
@@ -47,7 +55,10 @@ class Learner:
         set_peft_model_state_dict(self.language, load_file(folder / LORA_FOLDER / "adapter_model.safetensors"))
 
     def align(
-        self, patches: Mapping[int, torch.Tensor], traits: Mapping[int, Traits], tokenizer: PreTrainedTokenizerFast
+        self,
+        patches: Mapping[int, torch.Tensor],
+        traits: Mapping[int, Traits],
+        tokenizer: PreTrainedTokenizerFast,
     ) -> float:
         """Start the projector where the language model's words are; returns the last cosine, half a minute.
 
@@ -108,17 +119,16 @@ def tune(
     tower: CLIPVisionModel,
     language: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    steps: int,
+    phases: Sequence[Phase],
     log: Callable[[Mapping[str, object]], None],
     save: Callable[[Learner], None],
     resume: Path | None = None,
     seed: int = 0,
-    save_every: int = 50,
 ) -> Learner:
-    """Train projector and LoRA for ``steps`` steps of 8 pictures with four questions each, the tower frozen.
+    """Train projector and LoRA through the phases, the tower frozen; the learning rate decays in the last one.
 
-    ``log`` gets one mapping every ten steps; until pictures come a second time (442 steps), its "right" is
-    measured on pictures not yet trained on. ``save`` is called every ``save_every`` steps and at the end.
+    ``log`` gets one mapping every ten steps, whose "right" is measured before the batch is trained on. ``save`` is
+    called every 50 steps and after each phase.
     """
     torch.manual_seed(seed)
     image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
@@ -137,31 +147,40 @@ def tune(
         ]
     )
     learner.language.train()
-    stream = batches(questions, renderer, tokenizer.pad_token_id, seed)
-    losses: list[float] = []
-    rights: list[float] = []
+    done = 0
     started = time.monotonic()
-    for step, batch in zip(range(1, steps + 1), stream, strict=False):
-        loss, right = learner.forward(batch, torch.stack([patches[number] for number in batch.image_ids]))
-        loss.backward()
-        optimizer.step(min(step / WARM_UP, 1.0) * max(0.0, 1 - (step - 1) / steps))
-        losses.append(loss.item())
-        rights.append(right)
-        if step % 10 == 0 or step == steps:
+    for number, phase in enumerate(phases):
+        stream = batches(questions, renderer, phase, tokenizer.pad_token_id, seed + 100 * number)
+        losses: list[float] = []
+        rights: list[float] = []
+        for step, batch in zip(range(1, phase.steps + 1), stream, strict=False):
+            loss, right = learner.forward(batch, torch.stack([patches[image] for image in batch.image_ids]))
+            loss.backward()
+            decay = 1 - (step - 1) / phase.steps if phase is phases[-1] else 1.0
+            done += 1
+            optimizer.step(min(done / WARM_UP, 1.0) * decay)
+            losses.append(loss.item())
+            rights.append(right)
+            if done % SAVE_EVERY == 0:
+                save(learner)
+            if step % 10 and step != phase.steps:
+                continue
+            share = sum(rights) / len(rights)
             log(
                 {
-                    "stage": "tune",
+                    "stage": phase.name,
                     "step": step,
-                    "steps": steps,
+                    "steps": phase.steps,
                     "loss": round(sum(losses) / len(losses), 4),
-                    "right": round(sum(rights) / len(rights), 3),
+                    "right": round(share, 3),
                     "seconds": round(time.monotonic() - started),
                 }
             )
             losses.clear()
             rights.clear()
-        if step % save_every == 0 or step == steps:
-            save(learner)
+            if share >= phase.until:
+                break
+        save(learner)
     return learner
 
 
