@@ -155,7 +155,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "paper": {"dtype": "bfloat16", "gradient_checkpointing": True},
         # About two minutes on 2 cores with the demo VLM: see docs/log.md.
         "demo": {
-            "learning_rate": 1e-4,
+            "learning_rate": 2e-4,
             "epochs": 1.0,
             "max_steps": 30,
             "batch_size": 8,

@@ -23,7 +23,8 @@ from storage.errors import UserError
 from workbench import door as doors
 from workbench.context import Context
 from workbench.door import Door
-from workbench.ui import build_ui
+from workbench.events import CONCURRENCY
+from workbench.ui import build_pages, build_ui
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = {"accept": "text/html,application/xhtml+xml"}
@@ -225,7 +226,9 @@ def test_loopbacks_own_names_are_served(home: tuple[Any, World], host: str) -> N
     assert client(home[0]).get("/health", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:7860"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:7860"]
+)
 def test_another_sites_page_cannot_post(home: tuple[Any, World], origin: str) -> None:
     visitor = client(home[0], "http://127.0.0.1:7860")
     for path in ("/api/undo", "/gradio_api/queue/join", "/gradio_api/upload"):
@@ -245,11 +248,10 @@ def test_the_data_folder_is_not_served(home: tuple[Any, World]) -> None:
 
 
 def test_every_gradio_event_has_a_concurrency_limit(home: tuple[Any, World]) -> None:
-    from workbench.ui import build_pages
-
     root = build_pages(Context(home[1].settings))
-    assert root.default_concurrency_limit or root._queue.default_concurrency_limit
-    assert root._queue.default_concurrency_limit > 1
+    assert root._queue.default_concurrency_limit == CONCURRENCY > 1
+    for fn in root.fns.values():
+        assert fn.concurrency_limit == "default" or (fn.concurrency_limit or 0) > 1, fn.api_name
 
 
 # --- app.py ---

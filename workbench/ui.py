@@ -34,19 +34,7 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
 def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
     """The whole app, ready for uvicorn."""
     doorkeeper = doorkeeper or door.Door(context.settings)
-    app = FastAPI(title="Plumb", openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(door.routes(doorkeeper))
-    app.include_router(images.routes(context))
-    app.include_router(api.routes(context, doorkeeper))
-    app.add_exception_handler(PlumbError, api.answer_error)
-    app.add_exception_handler(RequestValidationError, api.answer_invalid)
-
-    @app.get("/health")
-    def health() -> dict[str, Any]:
-        """For a container's health check; also shows that the web process stays light."""
-        return {"status": "ok", "torch_imported": "torch" in sys.modules}
-
-    app.mount(STATIC_PATH, StaticFiles(directory=STATIC), name="plumb-static")
+    app = build_api(context, doorkeeper)
     with warnings.catch_warnings():
         # Gradio 6.31 warns at every start of several pages, also where SSR is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
@@ -66,6 +54,24 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
             theme=_theme(),
             head=_head(),
         )
+    return app
+
+
+def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
+    """Everything but the pages: login, images, what is saved at a click, style and script; behind the door."""
+    app = FastAPI(title="Plumb", openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(door.routes(doorkeeper))
+    app.include_router(images.routes(context))
+    app.include_router(api.routes(context, doorkeeper))
+    app.add_exception_handler(PlumbError, api.answer_error)
+    app.add_exception_handler(RequestValidationError, api.answer_invalid)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """For a container's health check; also shows that the web process stays light."""
+        return {"status": "ok", "torch_imported": "torch" in sys.modules}
+
+    app.mount(STATIC_PATH, StaticFiles(directory=STATIC), name="plumb-static")
     app.add_middleware(door.DoorMiddleware, door=doorkeeper)
     return app
 

@@ -15,6 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from jobs.gpu.demo.build import (
     load_language_model,
 )
 from jobs.gpu.demo.tower import EPOCHS, train_tower
-from jobs.gpu.demo.tuning import Learner, tune
+from jobs.gpu.demo.tuning import PHASES, Learner, tune
 
 
 def main() -> None:
@@ -41,9 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the parts and training.log")
     parser.add_argument("--tower", type=Path, help="use this trained tower.safetensors and skip stage 1")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of stage 1")
-    parser.add_argument(
-        "--steps", type=int, default=700, help="steps of stage 2, 8 pictures with four questions each"
-    )
+    parser.add_argument("--phases", nargs="*", type=int, help="steps of stage 2's three phases, at most")
     parser.add_argument("--resume", type=Path, help="go on from this folder's projector and LoRA in stage 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -67,12 +66,14 @@ def main() -> None:
             }
         )
         tower = _tower(options.tower, options.epochs, options.seed, log)
+        steps = options.phases or [phase.steps for phase in PHASES]
+        phases = [replace(phase, steps=limit) for phase, limit in zip(PHASES, steps, strict=True) if limit]
         save_part(tower, options.out / TOWER_FILE)
         tune(
             tower,
             load_language_model(),
             build_tokenizer(),
-            steps=options.steps,
+            phases=phases,
             log=log,
             save=lambda learner: save_learner(learner, options.out),
             resume=options.resume,
