@@ -48,15 +48,12 @@ def serve(settings: Settings) -> None:
     folder = settings.folder.create()
     migrate(folder)
 
-    from jobs.supervisor import ensure_supervisor
-
-    ensure_supervisor(settings)
-
     switch_off(os.environ)
     os.environ.setdefault("GRADIO_TEMP_DIR", str(folder.runtime / "gradio"))
 
     import uvicorn
 
+    from jobs.supervisor import ensure_supervisor
     from workbench.context import Context
     from workbench.door import Door
     from workbench.ui import build_ui
@@ -71,6 +68,7 @@ def serve(settings: Settings) -> None:
         ws="none",  # Gradio streams over plain HTTP
         timeout_graceful_shutdown=3,
     )
+    ensure_supervisor(settings)  # last: its own start shall not slow the first page's
     announce(settings, doorkeeper, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 

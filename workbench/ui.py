@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from gradio.routes import App
 from starlette.staticfiles import StaticFiles
 
 from storage.errors import PlumbError
@@ -78,13 +80,30 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
 
 def build_pages(context: Context) -> gr.Blocks:
     """All pages as one multi-page Gradio app; `workbench/pages/NAME.py` has `build(context)`."""
-    with gr.Blocks(title="Plumb", analytics_enabled=False, fill_width=True) as root:
-        _page(context, "samples")
-    for name, title, path in PAGES[1:]:
-        with root.route(title, path, show_in_navbar=False):
-            _page(context, name)
-    root.queue(default_concurrency_limit=CONCURRENCY, api_open=False, max_size=512)
+    with _without_spare_apps():
+        with gr.Blocks(title="Plumb", analytics_enabled=False, fill_width=True) as root:
+            _page(context, "samples")
+        for name, title, path in PAGES[1:]:
+            with root.route(title, path, show_in_navbar=False):
+                _page(context, name)
+        root.queue(default_concurrency_limit=CONCURRENCY, api_open=False, max_size=512)
     return root
+
+
+@contextmanager
+def _without_spare_apps() -> Iterator[None]:
+    """Keep Gradio from building web apps that nobody uses.
+
+    Gradio 6.31 builds one with all its 85 routes at the end of each `with` of Blocks and at each `queue()`: 14
+    for our pages, half a second of the start. Only `mount_gradio_app`'s own, made later, serves; `launch`, which
+    we do not call, is the only reader of the others. Can go when Gradio makes them on demand.
+    """
+    made = App.__dict__["create_app"]
+    App.create_app = staticmethod(lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        App.create_app = made
 
 
 def _page(context: Context, name: PageName) -> None:

@@ -192,7 +192,7 @@ def build(context: Context) -> gr.Blocks:
         with gr.Column(visible=False, elem_classes="pb-work") as work:
             steps = gr.HTML(apply_default_css=False)
             with gr.Row(elem_classes="pb-split"):
-                with gr.Column(scale=0, min_width=296, elem_classes="pb-side"):
+                with gr.Column(scale=0, min_width=264, elem_classes="pb-side"):
                     q = gr.Textbox(
                         label="Search",
                         show_label=False,
