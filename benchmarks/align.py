@@ -60,8 +60,7 @@ def make_dataset(db: Database, heldout: float) -> tuple[str, dict[str, Any]]:
     user, rule = local_user(), PairRule()
     made = preview((ScoredSample(*row) for row in walk_scored(db)), rule)
     pairs.add_rule_pairs(db, user, rule.model_dump(mode="json"), made.pairs)
-    ids = [view.pair.id for view in pairs.list_pairs(db, ["proposed"], limit=1_000_000)]
-    pairs.set_status(db, user, ids, "accepted")
+    pairs.accept_proposed(db, user)
     dataset = freeze_pairs(db, user, "demo", heldout_percent=heldout)
     return dataset.name, {**dataset.counts, "hash": dataset.hash[:12]}
 

@@ -38,7 +38,7 @@ def freeze_pairs(
     """
     name = name.strip()
     if not name or len(name) > 80:
-        raise UserError(f"The data set's name {name!r} must have 1 to 80 characters.")
+        raise UserError(f"name = {name!r}: give the data set a name of 1 to 80 characters.")
     if not 0 <= heldout_percent <= 90:
         raise UserError(f"held-out = {heldout_percent} %: give a number from 0 to 90.")
     with immediate(db):

@@ -11,9 +11,10 @@ from sqlite_utils import Database
 
 from storage import history
 from storage.candidates import get_candidate
+from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
 from storage.records import Pair, PairStatus, PairView, now
-from storage.rows import Row, count, one, rows, with_json
+from storage.rows import Row, one, rows, with_json
 
 STATUSES: tuple[PairStatus, ...] = ("proposed", "accepted", "rejected")
 
@@ -30,24 +31,42 @@ class NewPair:
     judgement_ids: tuple[int, ...] = field(default=())
 
 
-def add_rule_pairs(db: Database, user: str, rule: dict[str, Any], new: Iterable[NewPair]) -> int:
-    """Store a rule's pairs as one undoable action; returns how many are new.
-
-    A pair that is there already, either way round, stays as people left it.
-    """
+def new_among(db: Database, proposed: Iterable[NewPair]) -> list[NewPair]:
+    """Those that are not there yet, neither way round: what people decided stays as they left it."""
     known = {
         frozenset((row["chosen_id"], row["rejected_id"]))
         for row in rows(db, "SELECT chosen_id, rejected_id FROM pairs")
     }
-    fresh = [pair for pair in new if frozenset((pair.chosen_id, pair.rejected_id)) not in known]
-    if not fresh:
-        return 0
-    with history.action(db, user, f"{len(fresh)} pairs by rule") as change:
-        for pair in fresh:
-            pair_id = change.insert("pairs", _values(pair, "rule", "proposed", user, rule))
-            for judgement_id in pair.judgement_ids:
-                change.insert("pair_judgements", {"pair_id": pair_id, "judgement_id": judgement_id})
+    return [pair for pair in proposed if frozenset((pair.chosen_id, pair.rejected_id)) not in known]
+
+
+def add_rule_pairs(db: Database, user: str, rule: dict[str, Any], proposed: Iterable[NewPair]) -> int:
+    """Store a rule's pairs that are new, as one undoable action; returns how many."""
+    with immediate(db):
+        fresh = new_among(db, proposed)
+        if not fresh:
+            return 0
+        with history.action(db, user, f"{len(fresh)} pairs by rule") as change:
+            _insert_rule_pairs(change, user, rule, fresh)
     return len(fresh)
+
+
+def _insert_rule_pairs(
+    change: history.Recorder, user: str, rule: dict[str, Any], fresh: Sequence[NewPair]
+) -> None:
+    for pair in fresh:
+        pair_id = change.insert("pairs", _values(pair, "rule", "proposed", user, rule))
+        for judgement_id in pair.judgement_ids:
+            change.insert("pair_judgements", {"pair_id": pair_id, "judgement_id": judgement_id})
+
+
+def accept_proposed(db: Database, user: str) -> int:
+    """Accept every proposed pair as one undoable action; returns how many there were."""
+    with immediate(db):
+        ids = [row["id"] for row in rows(db, "SELECT id FROM pairs WHERE status = 'proposed' ORDER BY id")]
+        if ids:
+            set_status(db, user, ids, "accepted")
+    return len(ids)
 
 
 def choose_by_hand(db: Database, user: str, chosen_id: int, rejected_id: int) -> Pair:
@@ -190,18 +209,6 @@ def list_pairs(
         [*chosen_statuses, after, *([sample_id] if sample_id is not None else []), limit],
     )
     return [_view(row) for row in found]
-
-
-def next_pair_page(db: Database, statuses: Sequence[PairStatus], after: int) -> bool:
-    """Whether any pair of these statuses comes after this id."""
-    marks = ", ".join("?" * len(statuses))
-    return bool(
-        count(
-            db,
-            f"SELECT EXISTS (SELECT 1 FROM pairs WHERE status IN ({marks}) AND id > ?)",
-            [*statuses, after],
-        )
-    )
 
 
 def _values(

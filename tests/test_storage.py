@@ -158,7 +158,7 @@ def test_two_data_sets_of_one_name_and_one_of_no_pairs(world: World) -> None:
     frozen_pairs(world, 3)
     with pytest.raises(Conflict, match="named 'first' already"):
         freeze_pairs(world.db, USER, "first")
-    with pytest.raises(UserError, match="name ''"):
+    with pytest.raises(UserError, match="name = ''"):
         freeze_pairs(world.db, USER, "  ")
     with pytest.raises(UserError, match="held-out = 95"):
         freeze_pairs(world.db, USER, "x", heldout_percent=95)

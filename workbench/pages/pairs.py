@@ -89,18 +89,10 @@ def add_pairs(context: Context, user: str, rule: PairRule) -> str:
 def accept_all(context: Context, user: str) -> str:
     """Accept every proposed pair, as one undoable action."""
     with context.database() as db:
-        proposed = _all_ids(db, "proposed")
-        if not proposed:
-            raise UserError("There is no proposed pair to accept. Add pairs by the rule first.")
-        store.set_status(db, user, proposed, "accepted")
-    return f"{len(proposed):,} pairs accepted. “Undo” takes it back."
-
-
-def _all_ids(db: Any, status: PairStatus) -> list[int]:
-    ids: list[int] = []
-    while page := store.list_pairs(db, [status], after=ids[-1] if ids else 0, limit=1000):
-        ids += [view.pair.id for view in page]
-    return ids
+        accepted = store.accept_proposed(db, user)
+    if not accepted:
+        raise UserError("There is no proposed pair to accept. Add pairs by the rule first.")
+    return f"{accepted:,} pairs accepted. “Undo” takes it back."
 
 
 def show_list(context: Context, search: str) -> tuple[str, str]:
@@ -118,9 +110,11 @@ def show_list(context: Context, search: str) -> tuple[str, str]:
 
 
 def show_preview(context: Context, rule: PairRule) -> tuple[str, int]:
-    """(HTML, number of pairs) for a rule."""
+    """(HTML, number of pairs that would be added) for a rule."""
     found = apply_rule(context, rule)
-    return pair_views.preview(found, rule.margin, HIGHEST * len(rule.metrics)), len(found.pairs)
+    with context.database() as db:
+        new = len(store.new_among(db, found.pairs))
+    return pair_views.preview(found, rule.margin, HIGHEST * len(rule.metrics)), new
 
 
 def freeze(
@@ -223,7 +217,7 @@ def build(context: Context) -> gr.Blocks:
                 html, number = show_preview(context, make_rule(*values))
             except UserError as error:  # somebody is still typing: no pop-up
                 return [notice(str(error), "bad"), gr.Button("Add pairs", interactive=False)]
-            label = f"Add {number:,} pairs" if number != 1 else "Add 1 pair"
+            label = f"Add {number:,} new pair{'s' if number != 1 else ''}" if number else "No new pairs to add"
             return [html, gr.Button(label, interactive=number > 0)]
 
         def on_add(metrics: list[str], margin: float, seed: float, raters: str, request: gr.Request) -> str:
@@ -260,7 +254,9 @@ def build(context: Context) -> gr.Blocks:
             api_visibility="private",
         )
         again = {"fn": None, "js": "() => window.plumb.refresh()"}
-        add.click(on_add, rule, [outcome], api_visibility="private").success(**again)
+        added = add.click(on_add, rule, [outcome], api_visibility="private")
+        added.success(**again)
+        added.success(told(on_preview), rule, [figures, add], **quiet)
         accepting.click(on_accept, None, [outcome], api_visibility="private").success(**again)
         freezing.click(
             on_freeze,

@@ -23,8 +23,9 @@ SAVE_EVERY = 50
 ALIGN_STEPS = 400
 ALIGN_IMAGES = 32
 ALIGN_RATE = 2e-3
-# "yes" to "is there not a circle?" is the exclusive or of two things, which gradients find hard: with negated questions
-# and two styles from the first step, yes/no answers stayed at their prior for 250 steps. One after the other it goes.
+# "yes" to "is there not a circle?" is the exclusive or of two things, which gradients find hard: with negated
+# questions and both styles from the first step, yes/no answers stayed at their prior for 250 steps. So one
+# after the other.
 PHASES = (
     Phase("tune: words", steps=150, until=0.95, negated=False),
     Phase("tune: negations", steps=150, until=0.95),
@@ -40,7 +41,8 @@ LORA = LoraConfig(
 
 
 class Learner:
-    """Projector, and the language model with its LoRA, over pictures that the frozen tower has already seen."""
+    """Projector, and the language model with its LoRA, over pictures that the frozen tower has already
+    seen."""
 
     def __init__(self, language: LlamaForCausalLM, image_token_id: int) -> None:
         self.image_token_id = image_token_id
@@ -62,9 +64,10 @@ class Learner:
     ) -> float:
         """Start the projector where the language model's words are; returns the last cosine, half a minute.
 
-        Every patch is to look like the sum of the words " red" and " circle" if that is what its picture shows. A
-        language model has heads that notice when a word comes again, so "is there a circle?" begins as the comparison
-        that it is. Without this start, 250 steps of tuning answered yes/no questions no better than their prior.
+        Every patch is to look like the sum of the words " red" and " circle" if that is what its picture
+        shows. A language model has heads that notice when a word comes again, so "is there a circle?" begins
+        as the comparison that it is. Without this start, 250 steps of tuning answered yes/no questions no
+        better than their prior.
         """
         words = self.language.get_input_embeddings().weight.detach().float()
 
@@ -125,10 +128,11 @@ def tune(
     resume: Path | None = None,
     seed: int = 0,
 ) -> Learner:
-    """Train projector and LoRA through the phases, the tower frozen; the learning rate decays in the last one.
+    """Train projector and LoRA through the phases, the tower frozen; the learning rate decays in the last
+    one.
 
-    ``log`` gets one mapping every ten steps, whose "right" is measured before the batch is trained on. ``save`` is
-    called every 50 steps and after each phase.
+    ``log`` gets one mapping every ten steps, whose "right" is measured before the batch is trained on.
+    ``save`` is called every 50 steps and after each phase.
     """
     torch.manual_seed(seed)
     image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
