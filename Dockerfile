@@ -3,7 +3,7 @@
 # It listens on all addresses, so it asks for the token that it prints at its first start.
 FROM python:3.11-slim-bookworm
 
-RUN useradd --create-home --uid 1000 plumb && install -d -o plumb /data /app
+RUN useradd --create-home --uid 1000 plumb && install -d -o 1000 /data /app
 WORKDIR /app
 
 COPY requirements.txt requirements-demo.txt ./
@@ -11,8 +11,8 @@ COPY requirements.txt requirements-demo.txt ./
 RUN pip install --no-cache-dir -r requirements.txt \
     && pip install --no-cache-dir --no-deps -r requirements-demo.txt
 
-COPY --chown=plumb . .
-USER plumb
+COPY --chown=1000 . .
+USER 1000
 ENV PLUMB_DATA=/data PLUMB_HOST=0.0.0.0 PLUMB_PORT=7860 PYTHONUNBUFFERED=1
 VOLUME /data
 EXPOSE 7860

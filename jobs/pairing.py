@@ -111,15 +111,13 @@ def pair_of(sample: ScoredSample, rule: PairRule) -> tuple[NewPair | None, int |
         return None, None
     best = max(value for _, value in ranked)
     spread = best - min(value for _, value in ranked)
-    if spread < rule.margin:
-        return None, spread
     chosen_id = next(candidate_id for candidate_id, value in ranked if value == best)
     worse = [
         (candidate_id, value)
         for candidate_id, value in ranked
         if value <= best - rule.margin and texts[candidate_id] != texts[chosen_id]
     ]
-    if not worse:  # one answer, scored in two ways: it cannot be preferred to itself
+    if not worse:  # the spread is below the margin, or one answer got two scores
         return None, spread
     # Seeded by sample, so that a pair does not depend on which other samples are there.
     rejected_id, low = random.Random(f"{rule.seed}:{sample.sample_id}").choice(worse)

@@ -29,7 +29,7 @@ from jobs.gpu.demo.build import (
 )
 from jobs.gpu.demo.data import Question, Traits, load_questions, sentence_answer, traits_from_answers
 from jobs.gpu.demo.evaluate import _other_images, answer, text_answers
-from jobs.gpu.demo.packing import Renderer, Row, build_rows, collate
+from jobs.gpu.demo.packing import Phase, Renderer, Row, build_rows, collate
 from jobs.gpu.demo.scoring import is_right, is_sentence
 from jobs.gpu.demo.tuning import Learner
 from storage.errors import UserError
@@ -214,7 +214,10 @@ def test_packed_questions_cost_what_they_cost_alone(processor: LlavaProcessor) -
     learner = Learner(tiny_language(), processor.image_token_id)
     learner.projector.float()
     renderer = Renderer(processor.tokenizer, processor.image_token_id)
-    rows = [row for row in build_rows(load_questions("train")[:400], renderer, seed=0) if not row.conversation]
+    phase = Phase("test", steps=1, sentence_share=0.5)
+    rows = [
+        row for row in build_rows(load_questions("train")[:400], renderer, phase, seed=0) if not row.conversation
+    ]
     assert len(rows) > 2
     patches = torch.randn(2, IMAGE_TOKENS, vision_config().hidden_size)
     with torch.no_grad():
