@@ -244,6 +244,7 @@ def build_model(
     Raises RuntimeError, naming the tensors, where a part doesn't fit the architecture.
     """
     config = llava_config(language.config, image_token_id)
+    config.text_config.dtype = config.vision_config.dtype = torch.bfloat16
     model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
     model.model.vision_tower.load_state_dict(dict(tower))
     model.model.multi_modal_projector.load_state_dict(dict(projector))

@@ -29,6 +29,9 @@ PROBES = (
     "Write two sentences about the sea.",
     "What is the capital of France?",
     "Explain in one sentence why the sky is blue.",
+    "Name three fruits.",
+    "What is 2+2?",
+    "Hi!",
 )
 BATCH = 50
 LONGEST_ANSWER = 24

@@ -132,15 +132,13 @@ def build_rows(questions: Sequence[Question], renderer: Renderer, phase: Phase, 
 
 
 def _balanced(asked: Sequence[Question], choose: random.Random) -> list[Question]:
-    """Some open questions, and yes/no questions for what is there and for what isn't, half and half,
-    shuffled."""
+    """Some open questions, and yes/no questions for what is there and for what isn't, half and half."""
     shuffled = choose.sample(asked, len(asked))
     opened = [question for question in shuffled if question.kind != "yes/no"]
     closed = [question for question in shuffled if question.kind == "yes/no"]
     there = [question for question in closed if asks_for_what_is_there(question)]
     absent = [question for question in closed if not asks_for_what_is_there(question)]
-    # Where nothing is there among an image's questions, one absent thing is kept: a slight lean to absence
-    # stays.
+    # Where nothing is there among an image's questions, one absent thing is kept: a lean to absence stays.
     half = min(CLOSED_QUESTIONS // 2, max(1, len(there)))
     chosen = opened[:OPEN_QUESTIONS] + there[:half] + absent[:half]
     choose.shuffle(chosen)

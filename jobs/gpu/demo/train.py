@@ -1,13 +1,15 @@
 """Train the demo VLM's committed parts: ``python -m jobs.gpu.demo.train --out FOLDER``.
 
-About 40 minutes on two cores. Stage 1 trains the vision tower on colour and shape, stage 2 the projector and a
+About 25 minutes on two idle cores. Stage 1 trains the vision tower on colour and shape, stage 2 projector and a
 LoRA on SmolLM2-135M-Instruct, both on easy-VQA's training split only. The answers are bare words (seven in ten) or
 whole sentences; there is no text-only data, and what that does to the language model's text is what Plumb exists
 to show and to repair.
 
 Writes ``tower.safetensors``, ``projector.safetensors``, ``lora/`` (a PEFT adapter) and ``training.log`` (JSON
-lines). Parts are saved as the training goes on, so that it can be stopped and the parts assembled at any
-time.
+lines). Parts are saved as the training goes on, so that it can be stopped and the parts assembled at any time.
+
+Where other processes share the cores, set ``OMP_WAIT_POLICY=PASSIVE``: by default threads that wait for each other
+spin, and one busy neighbour made a step five times as slow.
 """
 
 import argparse

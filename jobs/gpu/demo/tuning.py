@@ -41,8 +41,7 @@ LORA = LoraConfig(
 
 
 class Learner:
-    """Projector, and the language model with its LoRA, over pictures that the frozen tower has already
-    seen."""
+    """Projector, and the language model with its LoRA, over pictures that the frozen tower has seen."""
 
     def __init__(self, language: LlamaForCausalLM, image_token_id: int) -> None:
         self.image_token_id = image_token_id
@@ -66,8 +65,8 @@ class Learner:
 
         Every patch is to look like the sum of the words " red" and " circle" if that is what its picture
         shows. A language model has heads that notice when a word comes again, so "is there a circle?" begins
-        as the comparison that it is. Without this start, 250 steps of tuning answered yes/no questions no
-        better than their prior.
+        as the comparison that it is. On its own this was not enough (see PHASES); what it adds to them was not
+        measured.
         """
         words = self.language.get_input_embeddings().weight.detach().float()
 
@@ -189,8 +188,7 @@ def tune(
 
 
 class MasterAdamW:
-    """AdamW over float32 copies of bfloat16 parameters: a step of 5e-4 is often too small for bfloat16 to
-    take."""
+    """AdamW over float32 copies of bfloat16 parameters, which are too coarse to take its small steps."""
 
     def __init__(self, groups: Sequence[tuple[list[nn.Parameter], float]]) -> None:
         self._pairs = [
@@ -206,8 +204,7 @@ class MasterAdamW:
         )
 
     def step(self, factor: float) -> None:
-        """One update with every learning rate times ``factor``; gradients are clipped to norm 1 and
-        cleared."""
+        """One update with every learning rate times ``factor``; gradients are clipped and cleared."""
         for parameter, copy in self._pairs:
             copy.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
