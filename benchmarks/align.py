@@ -1,6 +1,6 @@
 """The main job from end to end, by the same functions as the pages: does alignment change the answers?
 
-    python benchmarks/align.py [--samples 400] [--heldout 20] [--data FOLDER]
+    python benchmarks/align.py [--samples 400] [--heldout 25] [--data FOLDER]
 
 easy-VQA → candidates of the demo VLM → rule-based judge → pairs by the paper's rule → frozen data set → DPO
 (preset "demo") → greedy answers of base and adapter to the held-out samples → the same judge. Prints one JSON
@@ -121,7 +121,7 @@ def compare(db: Database, base: Job, aligned: Job, samples: list[int]) -> dict[s
 
 def main(
     samples: Annotated[int, typer.Option(help="how many to import")] = 400,
-    heldout: Annotated[float, typer.Option(help="percent of the pairs")] = 20.0,
+    heldout: Annotated[float, typer.Option(help="percent of the pairs")] = 25.0,
     data: Annotated[Path | None, typer.Option(help="an empty data folder; default: a temporary one")] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
