@@ -36,26 +36,32 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def serving(data: Path, *arguments: str) -> Iterator[str]:
+def serving(data: Path) -> Iterator[str]:
     """Run app.py on a free port; yields its address. Whatever it started is ended with it."""
+    app, address = start_app(data)
+    try:
+        yield address
+    finally:
+        app.kill()
+        app.wait()
+        for process in processes_of(data):
+            process.kill()
+
+
+def start_app(data: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """app.py on a free port, with its address; the caller ends it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PLUMB_")}
     environment["PLUMB_DATA"] = str(data)
     environment["PLUMB_DEVICES"] = "cpu"
     with tempfile.TemporaryFile("w+") as output:
         app = subprocess.Popen(
-            [sys.executable, "app.py", "--port", "0", *arguments],
+            [sys.executable, "app.py", "--port", "0"],
             cwd=PROJECT,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        try:
-            yield _address(app, output)
-        finally:
-            app.kill()
-            app.wait()
-            for process in processes_of(data):
-                process.kill()
+        return app, _address(app, output)
 
 
 def _address(app: subprocess.Popen[bytes], output: Any, seconds: float = 60.0) -> str:
