@@ -13,7 +13,7 @@ RUN pip install --no-cache-dir -r requirements.txt \
 
 COPY --chown=1000 . .
 USER 1000
-ENV PLUMB_DATA=/data PLUMB_HOST=0.0.0.0 PLUMB_PORT=7860 PYTHONUNBUFFERED=1
+ENV PLUMB_DATA=/data PLUMB_HOST=0.0.0.0 PLUMB_PORT=7860 PYTHONUNBUFFERED=1 HF_HOME=/data/hub
 VOLUME /data
 EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \

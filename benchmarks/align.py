@@ -138,7 +138,8 @@ def main(
         adapter = list_adapters(db)[0]
         curves = store.metrics_of(db, training.id)
         two_columns = time.monotonic() - begin
-        held = sorted({row.sample_id for row in dataset_rows(db, 1, "heldout")})
+        assert training.dataset_id is not None
+        held = sorted({row.sample_id for row in dataset_rows(db, training.dataset_id, "heldout")})
         greedy: dict[str, Any] = {
             "temperature": 0,
             "candidates": 1,

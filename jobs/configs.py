@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from jobs.models import DEMO
 from storage.errors import UserError
 
-METRICS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-
 
 class Selection(BaseModel):
     """Which samples a job works on; resolved to rows when the job is frozen."""
@@ -48,8 +46,6 @@ class JobConfig(BaseModel):
     kind: ClassVar[str]
     device_kind: ClassVar[Literal["device", "network"]] = "device"
 
-    device: str | None = Field(None, title="Device", description="cpu, cuda:0 …; empty: the first that is free")
-
 
 class ModelConfig(JobConfig):
     """A job that loads a model."""
@@ -57,6 +53,7 @@ class ModelConfig(JobConfig):
     model: str = Field(
         DEMO, min_length=1, title="Base model", description="demo, a folder, or a hub name like owner/name"
     )
+    device: str | None = Field(None, title="Device", description="cpu, cuda:0 …; empty: the first that is free")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", title="Precision", description="auto: as the weights were saved"
     )

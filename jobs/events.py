@@ -16,7 +16,7 @@ from storage.adapters import add_adapter, keep_adapter
 from storage.candidates import add_generated
 from storage.database import immediate
 from storage.folder import DataFolder
-from storage.lifecycle import ENDED, JobStatus
+from storage.lifecycle import JobStatus
 from storage.records import Attempt, Job
 from storage.scores import add_judgement, ensure_rater
 
@@ -154,9 +154,3 @@ def _keep_adapters(folder: DataFolder, run: RunFolder, events: list[Event]) -> d
         for event in events
         if event["kind"] == "adapter"
     }
-
-
-def final_event(events: list[Event]) -> Event | None:
-    """The worker's own last word, if it had one."""
-    ends = [event for event in events if event["kind"] == "end" and event.get("status") in set(ENDED)]
-    return ends[-1] if ends else None

@@ -64,6 +64,14 @@ def worker_environment(folder: DataFolder, job: Job) -> dict[str, str]:
     return environment
 
 
+def start_time(pid: int) -> float | None:
+    """When the process began, or None if it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
 def find_process(attempt: Attempt) -> psutil.Process | None:
     """The attempt's process, if it still runs and is the same one: a reused PID is somebody else."""
     if attempt.pid is None or attempt.pid_started is None:

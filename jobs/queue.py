@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,9 +61,11 @@ def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], 
         NotFound: the data set or the adapter is not there.
     """
     config = parse_config(kind, values)
-    check_device(config, settings)
+    device = None
     if isinstance(config, ModelConfig):
-        check_model(config.model)
+        device = check_device(config.device, settings)
+        # A worker runs in another folder than the one who asks: a relative path means something there only.
+        config = config.model_copy(update={"model": check_model(config.model)})
     freight = pack(db, config)
     with immediate(db):
         job = store.add_job(
@@ -71,7 +74,7 @@ def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], 
             config=config.model_dump(mode="json"),
             user=user,
             slot_kind=config.device_kind,
-            device=config.device,
+            device=device,
             dataset_id=freight.dataset.id if freight.dataset else None,
             adapter_id=getattr(config, "adapter", None),
         )
@@ -102,15 +105,14 @@ def stop(db: Database, settings: Settings, job_id: int) -> Job:
     return store.get_job(db, job_id)
 
 
-def check_device(config: JobConfig, settings: Settings) -> None:
-    """Raise UserError where the job asks for a device that this Plumb does not have."""
-    if config.device is None or config.device_kind == "network":
-        return
-    if config.device not in settings.devices:
+def check_device(device: str | None, settings: Settings) -> str | None:
+    """The device as it is. Raises UserError where this Plumb does not have it."""
+    if device is not None and device not in settings.devices:
         raise UserError(
-            f"device = {config.device!r} is not there; this Plumb has {', '.join(settings.devices)} "
+            f"device = {device!r} is not there; this Plumb has {', '.join(settings.devices)} "
             "(set by --devices or PLUMB_DEVICES). Choose one of them, or leave the field empty."
         )
+    return device
 
 
 def pack(db: Database, config: JobConfig) -> Freight:
@@ -223,8 +225,9 @@ def _check_base(adapter: Adapter, model: str) -> None:
 def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
     folder = settings.folder
     run = RunFolder(folder.run(job.id))
-    if run.path.exists():  # left by a submit that died before its commit: the id was given again
-        shutil.rmtree(run.path)
+    if run.path.exists():
+        # Of a submit that died before its commit, or of a database that is gone: it may be somebody's work.
+        run.path.rename(run.path.with_name(f"{run.path.name}.old-{secrets.token_hex(4)}"))
     file = JobFile(
         job_id=job.id,
         kind=job.kind,

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -109,7 +110,10 @@ class Reporter:
 
     def _heartbeat(self) -> None:
         while not self._closed.wait(self._beat):
-            self.event("heartbeat")
+            try:
+                self.event("heartbeat")
+            except OSError as error:  # a full disk, say: the next beat may come through
+                print(f"heartbeat: {error}", file=sys.stderr)
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ def detect_devices() -> tuple[str, ...]:
 class Settings(BaseSettings):
     """What `python app.py`, `python -m jobs` and `python -m storage` share."""
 
-    model_config = SettingsConfigDict(env_prefix="PLUMB_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PLUMB_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     data: Path = Field(default_factory=default_root, description="the data folder")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -58,6 +59,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(name.strip() for name in value.split(",") if name.strip()) or detect_devices()
+
+    @field_validator("devices")
+    @classmethod
+    def _known_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        strange = [name for name in value if not re.fullmatch(r"cpu|mps|cuda:\d+", name)]
+        if strange or not value or len(set(value)) != len(value):
+            raise ValueError("name devices as cpu or cuda:0,cuda:1, each once")
+        return value
 
     @property
     def folder(self) -> DataFolder:

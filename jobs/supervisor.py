@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,19 +22,21 @@ from sqlite_utils import Database
 
 from jobs.events import drain, read_events
 from jobs.keys import serve_key
-from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker
+from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker, start_time
 from jobs.runs import RunFolder
 from jobs.settings import Settings
 from storage import jobs as store
 from storage.database import immediate, session
-from storage.errors import Conflict, PlumbError
+from storage.errors import Conflict, DatabaseBusy, PlumbError
 from storage.folder import DataFolder
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
 
 POLL_SECONDS = 0.5
 SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
-SOFT_SECONDS, HARD_SECONDS = 60.0, 90.0  # from the request to stop to SIGTERM, to SIGKILL
+# From the request to stop to SIGTERM; a training ends its step and writes a checkpoint first.
+GRACE_SECONDS = {"": 60.0, "dpo": 900.0}
+KILL_SECONDS = 60.0  # from SIGTERM to SIGKILL
 
 
 def lock_of(folder: DataFolder) -> FileLock:
@@ -96,6 +99,7 @@ class Supervisor:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._asked: dict[int, float] = {}  # job → when this supervisor first saw it stopping
         self._complained: dict[int, str] = {}
+        self._unreadable: set[int] = set()  # attempts whose events cannot be stored
 
     def run_until_idle(self) -> None:
         quiet_since = time.monotonic()
@@ -105,7 +109,7 @@ class Supervisor:
                 with session(self._folder) as db:
                     self.step(db)
                     busy = store.has_open_jobs(db)
-            except PlumbError as error:  # a locked database, say: the next pass may do
+            except (PlumbError, sqlite3.Error) as error:  # a locked database, say: the next pass may do
                 log(str(error))
                 busy = True
             if busy:
@@ -119,6 +123,7 @@ class Supervisor:
         """Watch what runs, settle what has ended, make room, start what fits."""
         for attempt in store.open_attempts(db):
             self._watch(db, attempt)
+        self._refuse_impossible(db)
         self._make_room(db)
         for slot_kind, slot in self._free_slots(db):
             self._start_next(db, slot_kind, slot)
@@ -126,23 +131,28 @@ class Supervisor:
     # watching ---------------------------------------------------------------------------------------------
 
     def _watch(self, db: Database, attempt: Attempt) -> None:
+        known = attempt.pid is not None or attempt.id in self._children
         code, gone = self._look(attempt)  # before the last read: what it wrote until then is read below
         try:
             drain(db, self._folder, attempt.id)
-        except Conflict:
+        except (Conflict, DatabaseBusy):
+            return  # nothing is lost: the offset has not moved
+        except sqlite3.OperationalError as error:  # a full disk, say: it may pass
+            self._complain(attempt, error)
             return
-        except (PlumbError, KeyError, TypeError, ValueError, OSError) as error:
-            self._unreadable(db, attempt, error)
-            if not gone:
-                return
+        except Exception as error:  # one job's events must not stop the queue, whatever is in them
+            self._complain(attempt, error)
+            self._unreadable.add(attempt.id)
         attempt = store.get_attempt(db, attempt.id)
         job = store.get_job(db, attempt.job_id)
-        if not gone:
-            self._press(attempt, job)
-        elif attempt.pid is None and attempt.id not in self._children and not self._silent(attempt):
-            return  # spawned by a supervisor that died before it noted the PID: give it time to speak
-        else:
+        if not known:  # its supervisor died before it noted the PID: it has just spoken, or will
+            if not self._silent(attempt):
+                return
+            gone = find_process(attempt) is None
+        if gone:
             self._settle(db, attempt, job, code)
+        else:
+            self._press(attempt, job)
 
     def _look(self, attempt: Attempt) -> tuple[int | None, bool]:
         """(exit code if known, whether the process is gone)."""
@@ -156,7 +166,7 @@ class Supervisor:
         waited = (datetime.now(UTC) - datetime.fromisoformat(attempt.started_at)).total_seconds()
         return waited > SPEAK_SECONDS
 
-    def _unreadable(self, db: Database, attempt: Attempt, error: Exception) -> None:
+    def _complain(self, attempt: Attempt, error: Exception) -> None:
         text = f"job {attempt.job_id}: its events cannot be stored ({type(error).__name__}: {error})"
         if self._complained.get(attempt.id) != text:
             log(text)
@@ -167,14 +177,15 @@ class Supervisor:
         if job.status is not JobStatus.STOPPING:
             return
         waited = time.monotonic() - self._asked.setdefault(job.id, time.monotonic())
-        if waited > HARD_SECONDS:
+        grace = GRACE_SECONDS.get(job.kind, GRACE_SECONDS[""])
+        if waited > grace + KILL_SECONDS:
             signal_group(attempt, signal.SIGKILL)
-        elif waited > SOFT_SECONDS:
+        elif waited > grace:
             signal_group(attempt, signal.SIGTERM)
 
     def _settle(self, db: Database, attempt: Attempt, job: Job, code: int | None) -> None:
         status, reason = verdict(RunFolder(self._folder.run(job.id)), attempt, job, code)
-        if attempt.id in self._complained:
+        if attempt.id in self._unreadable:
             status, reason = JobStatus.FAILED, self._complained[attempt.id]
         with immediate(db):
             store.end_attempt(db, attempt.id, status, reason)
@@ -202,14 +213,28 @@ class Supervisor:
             attempt = store.start_attempt(db, job.id)
         try:
             child = spawn_worker(self._folder, job)
-        except OSError as error:
-            reason = f"The worker cannot be started ({error.strerror}: {error.filename})."
+        except Exception as error:  # whatever it is, it is this job's trouble and not the queue's
+            reason = f"The worker cannot be started on {slot} ({type(error).__name__}: {error})."
             with immediate(db):
                 store.end_attempt(db, attempt.id, JobStatus.FAILED, reason)
                 store.move(db, job.id, JobStatus.FAILED, reason)
+            log(f"job {job.id}: {reason}")
             return
         self._children[attempt.id] = child
+        if (started := start_time(child.pid)) is not None:  # before it speaks: one that hangs can be ended
+            store.identify(db, attempt.id, child.pid, started, child.pid)
         log(f"job {job.id} ({job.kind}) starts on {slot} as process {child.pid}")
+
+    def _refuse_impossible(self, db: Database) -> None:
+        """A job for a device that is gone would wait for ever and keep the supervisor waiting."""
+        for job in store.list_jobs(db, statuses=[JobStatus.QUEUED]):
+            if job.device is not None and job.device not in self._settings.devices:
+                reason = (
+                    f"device = {job.device!r} is not there any more; Plumb has "
+                    f"{', '.join(self._settings.devices)}. Submit it again for one of them."
+                )
+                store.move(db, job.id, JobStatus.FAILED, reason)
+                log(f"job {job.id}: {reason}")
 
     def _make_room(self, db: Database) -> None:
         """Ask an idle chat model to leave where a job waits for its device."""
@@ -218,7 +243,7 @@ class Supervisor:
             return
         active = store.active_jobs(db)
         taken = {job.slot for job in active}
-        for job in waiting:
+        for job in reversed(waiting):  # the oldest first
             wanted = [job.device] if job.device else list(self._settings.devices)
             if any(device not in taken for device in wanted):
                 continue
@@ -230,7 +255,7 @@ class Supervisor:
             if idle:
                 store.move(db, idle[0].id, JobStatus.STOPPING, f"left its device to job {job.id}")
                 RunFolder(self._folder.run(idle[0].id)).ask_to_stop()
-            return
+                return
 
     def _serving(self, job: Job) -> bool:
         """Whether a chat model must not be asked to leave: it answers somebody, loads, or is leaving."""
@@ -242,6 +267,8 @@ class Supervisor:
                 "GET", "/health", headers={"Authorization": f"Bearer {serve_key(self._folder, job.id)}"}
             )
             return bool(json.loads(connection.getresponse().read()).get("busy", True))
+        except TimeoutError:  # it has no time to answer: it is at work
+            return True
         except (OSError, ValueError, http.client.HTTPException):
             return False
         finally:

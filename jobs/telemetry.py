@@ -11,7 +11,8 @@ OFF = {
     "DISABLE_TELEMETRY": "1",
     "WANDB_DISABLED": "true",
     "TRACKIO_DISABLED": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
+    # Else transformers asks the hub's bot to convert a repository of pickles, and names the model to it.
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
 }
 
 

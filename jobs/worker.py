@@ -101,6 +101,7 @@ def explain(error: Exception) -> str:
 
 
 def _terminate_softly(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the last word off
     raise Stopped(f"ended by {signal.Signals(number).name}")
 
 

@@ -53,10 +53,10 @@ def freeze_pairs(
             )
         heldout = split_by_image([row["images"] for row in frozen], heldout_percent, seed)
         splits: list[Split] = ["heldout" if out else "train" for out in heldout]
-        if "train" not in splits:
+        if "heldout" not in splits and round(len(frozen) * heldout_percent / 100):
             raise UserError(
-                f"All {len(frozen)} pairs share images with the held-out part: nothing is left to train on. "
-                "Lower the held-out percentage or add pairs of other images."
+                f"held-out = {heldout_percent} %: all {len(frozen)} pairs share their images, so that none can "
+                "be held out. Give 0, or add pairs of other images."
             )
         rule = {"statuses": list(statuses), "heldout_percent": heldout_percent, "seed": seed}
         digest = hash_rows(splits, frozen)

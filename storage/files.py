@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -30,5 +31,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         return
     try:
         os.link(source, target)
+    except FileExistsError:
+        return
     except OSError:
-        shutil.copy2(source, target)
+        # Under its own name only when it is whole: a content address must not lead to half a file.
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        shutil.copy2(source, draft)
+        os.replace(draft, target)

@@ -89,8 +89,13 @@ def action(db: Database, user: str, label: str, sample_id: int | None = None) ->
 
 
 def last_action(db: Database, user: str) -> Action | None:
-    """The user's latest action that is not undone yet."""
-    found = rows(db, "SELECT * FROM actions WHERE user = ? AND undone_at IS NULL ORDER BY id DESC LIMIT 1", [user])
+    """The user's latest action that is neither undone nor found to be beyond undoing."""
+    found = rows(
+        db,
+        "SELECT * FROM actions WHERE user = ? AND undone_at IS NULL AND refused_at IS NULL"
+        " ORDER BY id DESC LIMIT 1",
+        [user],
+    )
     return Action(**found[0]) if found else None
 
 
@@ -99,17 +104,32 @@ def undo(db: Database, user: str) -> Action:
 
     Raises:
         NotFound: there is nothing to undo.
-        Conflict: a row has been changed since, or is in use (a frozen data set); nothing is undone.
+        Conflict: a row has been changed since, or is in use (a frozen data set); nothing is undone, and the
+            next call takes the action before it.
     """
-    with immediate(db):
-        latest = last_action(db, user)
-        if latest is None:
-            raise NotFound("There is nothing to undo.")
-        changes = rows(db, "SELECT * FROM changes WHERE action_id = ? ORDER BY position DESC", [latest.id])
-        for change in changes:
-            _restore(db, latest, change)
-        db.conn.execute("UPDATE actions SET undone_at = ? WHERE id = ?", [now(), latest.id])
-        return latest
+    latest = last_action(db, user)
+    if latest is None:
+        raise NotFound("There is nothing to undo.")
+    try:
+        with immediate(db):
+            changes = rows(db, "SELECT * FROM changes WHERE action_id = ? ORDER BY position DESC", [latest.id])
+            for change in changes:
+                _restore(db, latest, change)
+            _mark(db, latest, "undone_at")
+    except Conflict:
+        _mark(db, latest, "refused_at")
+        raise
+    return latest
+
+
+def _mark(db: Database, action: Action, column: str) -> None:
+    """Raises Conflict where another call has dealt with the action meanwhile."""
+    cursor = db.conn.execute(
+        f"UPDATE actions SET {column} = ? WHERE id = ? AND undone_at IS NULL AND refused_at IS NULL",
+        [now(), action.id],
+    )
+    if cursor.rowcount == 0 and column == "undone_at":
+        raise Conflict(f"“{action.label}” has been undone already.")
 
 
 def _restore(db: Database, latest: Action, change: Row) -> None:

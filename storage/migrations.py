@@ -230,7 +230,8 @@ _TABLES = [
         label TEXT NOT NULL,
         sample_id INTEGER,
         created_at TEXT NOT NULL,
-        undone_at TEXT
+        undone_at TEXT,
+        refused_at TEXT
     )""",
     "CREATE INDEX actions_by_user ON actions (user, id)",
     """CREATE TABLE changes (

@@ -103,6 +103,7 @@ def choose_by_hand(db: Database, user: str, chosen_id: int, rejected_id: int) ->
     with history.action(db, user, label, chosen.sample_id) as change:
         if existing:
             pair_id = existing["id"]
+            _forget_judgements(db, change, pair_id)
             change.update(
                 "pairs",
                 {"id": pair_id},
@@ -153,6 +154,7 @@ def flip(db: Database, user: str, pair_id: int) -> Pair:
     if twin:
         raise Conflict(f"Pair {twin['id']} is this pair the other way round already; reject one of them.")
     with history.action(db, user, f"pair {pair_id} flipped", pair.sample_id) as change:
+        _forget_judgements(db, change, pair_id)
         change.update(
             "pairs",
             {"id": pair_id},
@@ -167,6 +169,12 @@ def flip(db: Database, user: str, pair_id: int) -> Pair:
             },
         )
     return get_pair(db, pair_id)
+
+
+def _forget_judgements(db: Database, change: history.Recorder, pair_id: int) -> None:
+    """A person's choice does not stand on the scores that a rule went by."""
+    for row in rows(db, "SELECT pair_id, judgement_id FROM pair_judgements WHERE pair_id = ?", [pair_id]):
+        change.delete("pair_judgements", row)
 
 
 def get_pair(db: Database, pair_id: int) -> Pair:

@@ -258,3 +258,4 @@ class Action:
     sample_id: int | None
     created_at: str
     undone_at: str | None
+    refused_at: str | None

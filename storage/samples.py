@@ -64,7 +64,7 @@ class SampleFilter:
 
 def quote_search(text: str) -> str:
     """Words to an FTS5 query: each a quoted prefix, so that no character is an operator."""
-    words = text.replace('"', " ").split()
+    words = text.replace('"', " ").replace("\0", " ").split()
     return " ".join(f'"{word}"*' for word in words) or '""'
 
 

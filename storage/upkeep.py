@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,15 @@ def backup(folder: DataFolder, target: Path) -> int:
         raise UserError(f"{target} is there already; name a file that is not.")
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        source = sqlite3.connect(f"file:{folder.database}?mode=ro", uri=True)
+        source = sqlite3.connect(f"{folder.database.as_uri()}?mode=ro", uri=True)
         copy = sqlite3.connect(draft)
         try:
             source.backup(copy)
         finally:
             copy.close()
             source.close()
-        os.link(draft, target)  # refuses to overwrite what came in the meantime
+        with target.open("xb") as out, draft.open("rb") as whole:  # refuses what came in the meantime
+            shutil.copyfileobj(whole, out)
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"The backup {target} cannot be written ({error}).") from error
     finally:

@@ -55,13 +55,18 @@ def test_undo_is_ones_own(world: World) -> None:
 
 def test_undo_refuses_what_somebody_changed_since(world: World) -> None:
     one, two = world.candidates(world.sample(), ["a", "b"])
+    set_score(world.db, USER, one.id, "correctness", 3)
     pair = pairs.choose_by_hand(world.db, USER, one.id, two.id)
     pairs.set_status(world.db, USER, [pair.id], "rejected")
     pairs.flip(world.db, "bob", pair.id)
     before = dump(world)
-    with pytest.raises(Conflict, match="changed since"):
+    for _ in range(2):  # the rejection, then the pair itself
+        with pytest.raises(Conflict, match="changed since"):
+            history.undo(world.db, USER)
+        assert dump(world) == before
+    assert history.undo(world.db, USER).label == f"correctness 3 for candidate {one.id}"
+    with pytest.raises(NotFound, match="nothing to undo"):
         history.undo(world.db, USER)
-    assert dump(world) == before
 
 
 def test_a_failing_action_leaves_nothing(world: World) -> None:

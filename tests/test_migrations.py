@@ -13,7 +13,7 @@ from storage.migrations import migrations
 from storage.upkeep import check
 
 LANDED = ["m001_create_tables"]
-FIRST_SCHEMA = "ffb7414acd7e8224"
+FIRST_SCHEMA = "fbcd94436629b250"
 
 
 def test_migrations_are_only_appended() -> None:

@@ -91,6 +91,9 @@ def test_a_frozen_job_does_not_move_with_the_live_tables(world: World) -> None:
     [
         ("paint", {}, "Unknown job kind 'paint'"),
         ("generate", {"model": "no such model"}, "Unknown base model 'no such model'"),
+        ("generate", {"model": "x" * 5000}, "Unknown base model 'xxx"),
+        ("generate", {"model": "~nobody/m"}, "Unknown base model '~nobody/m'"),
+        ("judge", {"device": "cpu"}, "device is not a setting of this kind"),
         ("generate", {"device": "cuda:7"}, "device = 'cuda:7' is not there; this Plumb has cpu"),
         ("generate", {"candidates": 0}, "candidates = 0"),
         ("generate", {"temperature": 0}, "temperature 0 gives the same answer 4 times"),
@@ -126,6 +129,27 @@ def test_a_folder_that_is_no_model_is_refused(world: World, tmp_path: Path) -> N
     world.sample()
     with pytest.raises(UserError, match=r"without config\.json"):
         queue.submit(world.db, world.settings, "generate", {"model": str(tmp_path)}, USER)
+
+
+def test_a_relative_model_folder_is_made_absolute(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sample()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert submit(world, "generate", model="mine")[1].job().config["model"] == str(tmp_path / "mine")
+
+
+def test_a_run_folder_that_is_there_already_is_put_aside(world: World) -> None:
+    world.sample()
+    old = world.folder.run(1)
+    old.mkdir()
+    (old / "checkpoint").write_text("a night's work")
+    job, run = submit(world, "generate")
+    assert (job.id, run.job().kind) == (1, "generate")
+    kept = [path for path in world.folder.runs.iterdir() if path != old]
+    assert [(path / "checkpoint").read_text() for path in kept] == ["a night's work"]
 
 
 def test_stopping_a_queued_job_ends_it_and_an_ended_one_is_refused(world: World) -> None:
@@ -185,6 +209,11 @@ def test_a_broken_job_file_is_explained(tmp_path: Path, content: str | None, tex
 def test_settings_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="port = 70000"):
         load_settings(port=70000)
+    for devices in ("gpu0", "cuda:x", "cpu,cpu"):
+        with pytest.raises(UserError, match="name devices as cpu or cuda:0"):
+            load_settings(devices=devices)
+    monkeypatch.setenv("PLUMB_DATA", "")
+    assert load_settings().data != Path(".")
     monkeypatch.setenv("PLUMB_DEVICES", "cuda:0, cuda:1")
     monkeypatch.setenv("PLUMB_DATA", str(tmp_path))
     settings = load_settings()

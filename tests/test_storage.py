@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factories import USER, World, settings_for
+from factories import USER, World, open_world, settings_for
 from jobs.processes import PROJECT
 from storage import history, pairs, upkeep
 from storage.database import connect, immediate, migrate, session
 from storage.datasets import dataset_rows, freeze_pairs, get_dataset, hash_rows, split_by_image
 from storage.errors import Conflict, DatabaseBusy, DatabaseTooNew, NotFound, UserError
 from storage.folder import DataFolder
+from storage.rows import rows
 from storage.samples import SampleFilter, add_sample, count_samples, find_samples, neighbour, page_start
 from storage.scores import get_judgements, set_score
 
@@ -40,7 +41,15 @@ def test_a_sample_must_end_with_the_user(world: World) -> None:
 def test_search_takes_every_character_as_text(world: World) -> None:
     world.sample(1, 'is there a "red" circle?')
     world.sample(2, "what colour is it?")
-    for text, expected in (("red circ", 1), ('"red"', 1), ("NOT red OR", 0), ("col*", 1), ('"', 0), ("(", 0)):
+    for text, expected in (
+        ("red circ", 1),
+        ('"red"', 1),
+        ("NOT red OR", 0),
+        ("col*", 1),
+        ('"', 0),
+        ("(", 0),
+        ("re\0d", 0),
+    ):
         assert count_samples(world.db, SampleFilter(q=text)) == expected, text
 
 
@@ -123,6 +132,19 @@ def test_a_pair_by_hand_and_what_it_refuses(world: World) -> None:
         pairs.choose_by_hand(world.db, USER, one.id, 999)
 
 
+def test_a_persons_choice_does_not_stand_on_a_rules_scores(world: World) -> None:
+    sample = world.sample()
+    one, two = world.judged(sample, [12, 3])
+    judged = get_judgements(world.db, [sample])[sample][0].id
+    pairs.add_rule_pairs(world.db, USER, {}, [pairs.NewPair(sample, one.id, two.id, 12, 3, (judged,))])
+    stands_on = "SELECT judgement_id FROM pair_judgements"
+    assert rows(world.db, stands_on) == [{"judgement_id": judged}]
+    pairs.flip(world.db, USER, 1)
+    assert rows(world.db, stands_on) == []
+    history.undo(world.db, USER)
+    assert rows(world.db, stands_on) == [{"judgement_id": judged}]
+
+
 def test_a_rule_leaves_alone_what_people_decided(world: World) -> None:
     sample = world.sample()
     one, two = world.candidates(sample, ["a", "b"])
@@ -164,6 +186,15 @@ def test_two_data_sets_of_one_name_and_one_of_no_pairs(world: World) -> None:
         freeze_pairs(world.db, USER, "x", heldout_percent=95)
     with pytest.raises(NotFound, match="there are: first"):
         get_dataset(world.db, "nonsense")
+
+
+def test_pairs_of_one_image_cannot_be_held_out(world: World) -> None:
+    for n in range(10):
+        one, two = world.candidates(world.sample(n + 1, colour=7), [f"good {n}", f"bad {n}"])
+        pairs.choose_by_hand(world.db, USER, one.id, two.id)
+    with pytest.raises(UserError, match="share their images"):
+        freeze_pairs(world.db, USER, "x", heldout_percent=20)
+    assert freeze_pairs(world.db, USER, "x", heldout_percent=0).counts["train"] == 10
 
 
 def test_what_is_frozen_cannot_be_undone_away(world: World) -> None:
@@ -212,6 +243,16 @@ def test_a_backup_is_a_whole_database_and_never_overwrites(world: World, tmp_pat
     copy.close()
     with pytest.raises(UserError, match="is there already"):
         upkeep.backup(world.folder, target)
+
+
+def test_a_backup_of_a_folder_with_a_strange_name(tmp_path: Path) -> None:
+    made = open_world(tmp_path / "my#data?x=%41")
+    made.sample()
+    made.db.close()
+    upkeep.backup(made.folder, tmp_path / "b.db")
+    copy = sqlite3.connect(tmp_path / "b.db")
+    assert copy.execute("SELECT count(*) FROM samples").fetchone() == (1,)
+    copy.close()
 
 
 def test_paths_stay_inside_the_data_folder(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from jobs.processes import explain_exit, find_process, signal_group, worker_envi
 from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
 from storage import jobs as store
+from storage.errors import DatabaseBusy
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
 from storage.rows import count, rows
@@ -148,7 +150,7 @@ def test_a_worker_that_does_not_stop_is_ended_as_a_group(
     world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, child = sleeper(world)
-    monkeypatch.setattr("jobs.supervisor.SOFT_SECONDS", -1.0)
+    monkeypatch.setattr("jobs.supervisor.GRACE_SECONDS", {"": -1.0})
     monkeypatch.setattr("jobs.supervisor.ensure_supervisor", lambda settings: False)
     monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
     queue.stop(world.db, world.settings, job.id)
@@ -157,6 +159,89 @@ def test_a_worker_that_does_not_stop_is_ended_as_a_group(
     assert child.wait(10) == -signal.SIGTERM
     supervisor.step(world.db)
     assert status(world, job) is JobStatus.STOPPED
+
+
+def test_a_worker_whose_pid_nobody_noted_is_adopted_when_it_speaks(world: World, sleeper: Sleeper) -> None:
+    """The supervisor died between the spawn and the note; the worker speaks while the next one looks."""
+    job, child = sleeper(world)
+    attempt = attempt_of(world, job)
+    world.db.conn.execute("UPDATE attempts SET pid = NULL, pid_started = NULL, process_group = NULL")
+    world.db.conn.execute("UPDATE jobs SET status = 'starting'")
+    started = {"kind": "started", "pid": child.pid, "pid_started": attempt.pid_started}
+    RunFolder(world.folder.run(job.id)).events.write_text(json.dumps(started) + "\n")
+    supervisor = Supervisor(world.settings)
+    for _ in range(3):
+        supervisor.step(world.db)
+        assert status(world, job) is JobStatus.RUNNING
+    assert attempt_of(world, job).pid == child.pid
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"kind": "metric", "step": 1, "values": [1]},
+        {"kind": "candidate", "sample_id": 999, "number": 0, "text": "x"},
+        {"kind": "progress"},
+        {"kind": "adapter", "path": "adapter", "name": "x", "base_model": "demo", "method": "dpo"},
+    ],
+)
+def test_poison_fails_its_own_job_alone(world: World, sleeper: Sleeper, poison: dict[str, object]) -> None:
+    job, child = sleeper(world)
+    RunFolder(world.folder.run(job.id)).events.write_text(json.dumps(poison) + "\n")
+    supervisor = Supervisor(world.settings)
+    supervisor.step(world.db)
+    assert status(world, job) is JobStatus.RUNNING
+    child.kill()
+    child.wait()
+    supervisor.step(world.db)
+    ended = store.get_job(world.db, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert "events cannot be stored" in ended.reason
+
+
+def test_a_lock_that_passes_costs_nothing(world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, child = sleeper(world)
+    run = RunFolder(world.folder.run(job.id))
+    run.events.write_text('{"kind": "phase", "text": "on"}\n{"kind": "end", "status": "done", "reason": ""}\n')
+    child.kill()
+    child.wait()
+    supervisor = Supervisor(world.settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.supervisor.drain", _busy)
+        supervisor.step(world.db)
+    assert status(world, job) is JobStatus.RUNNING, "not settled with events unread"
+    supervisor.step(world.db)
+    assert store.get_job(world.db, job.id).phase == "on"
+    assert status(world, job) is JobStatus.DONE
+
+
+def _busy(*_: object) -> None:
+    raise DatabaseBusy("held by another process")
+
+
+def test_a_queued_job_whose_device_is_gone_fails_instead_of_waiting(world: World) -> None:
+    job = store.add_job(world.db, kind="generate", config={}, user=USER, slot_kind="device", device="cuda:3")
+    Supervisor(world.settings).step(world.db)
+    assert status(world, job) is JobStatus.FAILED
+    assert "device = 'cuda:3' is not there any more" in store.get_job(world.db, job.id).reason
+
+
+def test_an_idle_chat_makes_room_and_a_busy_one_stays(
+    world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, _ = sleeper(world)
+    world.db.conn.execute(
+        "UPDATE jobs SET kind = 'serve', slot_kind = 'device', slot = 'cpu', port = 1 WHERE id = ?", [chat.id]
+    )
+    world.job("dpo")
+    supervisor = Supervisor(world.settings)
+    monkeypatch.setattr(supervisor, "_serving", lambda job: True)
+    supervisor.step(world.db)
+    assert status(world, chat) is JobStatus.RUNNING
+    monkeypatch.setattr(supervisor, "_serving", lambda job: False)
+    supervisor.step(world.db)
+    assert status(world, chat) is JobStatus.STOPPING
+    assert RunFolder(world.folder.run(chat.id)).stop_requested()
 
 
 def test_a_reused_pid_is_never_signalled(world: World, sleeper: Sleeper) -> None:

@@ -85,21 +85,33 @@ def _claims(question: str, reference: str, words: list[str]) -> set[str]:
     ("does the image not contain a red shape?"): "Yes, there is no red shape." contradicts nothing there.
     """
     said_words = set(words)
+    denies = bool(_NEGATIONS & said_words)
     if reference not in YES_NO:
         kind = SHAPES if reference in SHAPES else COLOURS if reference in COLOURS else frozenset({reference})
-        return set(kind & said_words)
+        claims = set(kind & said_words)
+        return set() if denies and len(claims) == 1 else claims  # "It is not a circle." names no shape
     asked = set(_WORD.findall(question.lower()))
     negative_question = bool(_NEGATIONS & asked) or "no" in asked
     said = YES_NO & set(words[:1]) or YES_NO & said_words
+    if said_words >= YES_NO and not negative_question and "yes" in words[1:]:
+        return set(YES_NO)
+    attributes = (SHAPES | COLOURS) & asked
+    names_it = bool(attributes) and attributes <= said_words
     if said == {"yes"}:
-        denies = bool(_NEGATIONS & said_words) or "no" in words
-        return set(YES_NO) if denies and not negative_question else {"yes"}
+        contradicted = (denies or "no" in words) and not negative_question
+    else:
+        affirms = names_it and not denies and "no" not in words[1:]
+        contradicted = said == {"no"} and affirms and not negative_question and _is_about_presence(words)
     if said:
-        return set(said)
-    if (SHAPES | COLOURS) & asked & said_words:
-        absent = bool(_NEGATIONS & said_words)
-        return {"yes"} if absent == negative_question else {"no"}
+        return set(YES_NO) if contradicted else set(said)
+    if names_it:
+        return {"yes"} if denies == negative_question else {"no"}
     return set()
+
+
+def _is_about_presence(words: list[str]) -> bool:
+    """Whether a text says that something is there: "there is a …", "contains a …", "shows a …"."""
+    return bool({"there", "contains", "shows", "contain", "has"} & set(words))
 
 
 def is_sentence(text: str) -> bool:
