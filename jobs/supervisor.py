@@ -86,7 +86,7 @@ def supervise(settings: Settings) -> bool:
         finally:
             lock.release()
         with session(settings.folder) as db:
-            if not store.has_open_jobs(db):
+            if not store.count_open(db):
                 return True
 
 
@@ -108,7 +108,7 @@ class Supervisor:
             try:
                 with session(self._folder) as db:
                     self.step(db)
-                    busy = store.has_open_jobs(db)
+                    busy = store.count_open(db) > 0
             except (PlumbError, sqlite3.Error) as error:  # a locked database, say: the next pass may do
                 log(str(error))
                 busy = True

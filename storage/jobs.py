@@ -79,12 +79,10 @@ def active_jobs(db: Database) -> list[Job]:
     return list_jobs(db, statuses=sorted(ACTIVE))[::-1]
 
 
-def has_open_jobs(db: Database) -> bool:
-    """Whether anything is queued or at work."""
+def count_open(db: Database) -> int:
+    """How many jobs are queued or at work."""
     open_states = [str(status) for status in JobStatus if status not in ENDED]
-    return bool(
-        count(db, f"SELECT EXISTS (SELECT 1 FROM jobs WHERE status IN ({marks(open_states)}))", open_states)
-    )
+    return count(db, f"SELECT count(*) FROM jobs WHERE status IN ({marks(open_states)})", open_states)
 
 
 def queue_position(db: Database, job: Job) -> int:

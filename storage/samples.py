@@ -163,6 +163,18 @@ def count_samples(db: Database, where: SampleFilter) -> int:
     return count(db, f"SELECT count(*) FROM samples s WHERE {condition}", values)
 
 
+def is_selected(db: Database, where: SampleFilter, sample_id: int) -> bool:
+    """Whether the filter selects this sample."""
+    condition, values = where._where()
+    return bool(
+        count(
+            db,
+            f"SELECT EXISTS (SELECT 1 FROM samples s WHERE {condition} AND s.id = ?)",
+            [*values, sample_id],
+        )
+    )
+
+
 def position_of(db: Database, where: SampleFilter, sample_id: int) -> int:
     """How many samples of the filter stand before this id."""
     condition, values = where._where()

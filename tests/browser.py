@@ -137,8 +137,8 @@ class Tour:
         query = f"&dataset={dataset}" if dataset else ""
         self.open(f"/jobs?kind={kind}{query}", f"#start-{kind}")
         panel = self.page.locator(f"#launch-{kind}")
-        self.page.locator(f"#start-{kind}").wait_for()
-        self.page.wait_for_timeout(1500)  # the form is filled from the database after it is painted
+        # The form is filled from the database after it is painted, in one answer with the list.
+        self.page.locator("#jobs-list [data-open]").wait_for(state="attached")
         advanced = panel.get_by_role("button", name="Advanced")
         for label, value in fields.items():
             field = panel.get_by_label(label, exact=False).first
@@ -198,7 +198,7 @@ class Tour:
         """Send a message with the image; returns what both columns answered."""
         if not self.page.url.startswith(f"{self.address}/chat"):
             self.open("/chat", "#chat-box textarea")
-            self.page.wait_for_timeout(1500)
+            self.page.locator("#chat-talks [data-url]").wait_for(state="attached")
         if image is not None:
             self.page.locator("#chat-box input[type=file]").set_input_files(str(image))
             self.page.locator("#chat-box img").first.wait_for()

@@ -193,6 +193,9 @@ def test_an_old_session_ends(away: tuple[Any, Door, World], monkeypatch: pytest.
     session = keeper.admit(keeper.token, "y")
     cookie = {"cookie": f"{keeper.cookie}={session}"}
     assert client(app).get("/config", headers=cookie).status_code == 200
+    for strange in ('a={"x":"y"}', "a=b c", "foo", "a@b=1"):  # of another app on this host
+        beside = {"cookie": f"{strange}; {keeper.cookie}={session}"}
+        assert client(app).get("/config", headers=beside).status_code == 200, strange
     monkeypatch.setattr(doors, "SESSION_SECONDS", -1)
     assert client(app).get("/config", headers=cookie).status_code == 401
 

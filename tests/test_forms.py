@@ -119,7 +119,9 @@ def test_offering_choices_keeps_a_value_that_is_among_them() -> None:
         form = build_form(controls_of(Outer), ["name"], {"name": False})
     component = form.component("name")
     assert form.offer("name", [("A", "a"), ("B", "b")], "b")[component]["value"] == "b"
-    assert form.offer("name", [("A", "a"), ("B", "b")], "gone")[component]["value"] == "a"
+    assert form.offer("name", [("A", "a"), ("B", "b")], "")[component]["value"] == "a"
+    gone = form.offer("name", [("A", "a"), ("B", "b")], "gone")[component]["value"]
+    assert gone is None, "what was asked for and is gone never becomes something else in silence"
     assert form.offer("name", [], "gone")[component]["value"] is None
 
 

@@ -317,3 +317,8 @@ def test_every_event_of_the_page_has_a_concurrency_limit(context: Context) -> No
     events = [fn for fn in built.fns.values() if fn.fn is not None]
     assert events
     assert all(isinstance(fn.concurrency_limit, int) and fn.concurrency_limit > 1 for fn in events)
+
+
+@pytest.mark.parametrize("asked", ["99999999999999999999", "-1", "x", ""])
+def test_an_address_with_no_job_in_it_selects_none(asked: str) -> None:
+    assert selected_by({"job": asked}) is None

@@ -199,6 +199,12 @@ def test_the_address_says_which_pairs_are_listed(
     assert [found["href"] for found in tabs.all(aria_current="true")] == ["?status=proposed"]
 
 
+def test_pages_of_one_samples_pairs_stay_with_it() -> None:
+    foot = pair_views.pair_list([], "accepted", first=False, after=None, sample_id=7)
+    assert "?status=accepted&amp;sample=7" in foot
+    assert "No more pairs" in foot
+
+
 def test_the_cards_escape_their_texts(world: World, context: Context) -> None:
     sample = world.sample(1, question=EVIL, reference=EVIL)
     first, second = world.candidates(sample, [EVIL, EVIL + "!"])

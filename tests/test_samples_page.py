@@ -102,6 +102,13 @@ def test_filters_without_a_match_say_so_and_can_be_cleared(world: World, context
     assert 'href="?"' in view.rows
 
 
+def test_a_sample_outside_the_filter_says_so(world: World, context: Context) -> None:
+    first = world.sample(1, "what shape is it?")
+    world.sample(2, "what colour is it?")
+    assert "1 of 1" in page.show(context, USER, f"?sample={first}&q=shape").detail
+    assert "not in this filter" in page.show(context, USER, f"?sample={first}&q=colour").detail
+
+
 def test_next_and_previous_keep_the_filter(world: World, context: Context) -> None:
     ids = [world.sample(i, question="a red one" if i % 2 else "a blue one") for i in range(1, 7)]
     detail = Shape(page.show(context, USER, f"?q=red&sample={ids[2]}").detail)
@@ -274,6 +281,13 @@ def test_a_bad_score_is_refused_with_its_reason(
     assert get_judgements(world.db, [sample])[sample] == []
 
 
+@pytest.mark.parametrize("candidate", [0, -1, 2**63, 10**20])
+def test_a_number_that_can_be_no_id_is_refused(web: TestClient, candidate: int) -> None:
+    body = {"candidate": candidate, "metric": "correctness", "value": 1}
+    assert web.post("/api/scores", json=body).status_code == 422
+    assert web.post(f"/api/pairs/{candidate}/accept").status_code == 422
+
+
 def test_a_locked_database_is_said_and_can_be_tried_again(
     world: World, web: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +431,7 @@ def test_working_through_samples_in_a_browser(tmp_path: Path, wait_for: Callable
         tab.route("**/api/scores", lambda route: route.abort())
         button("verbosity", 2).click()
         tab.locator("#pb-status").get_by_text("Not saved yet").wait_for()
-        assert json.loads(tab.evaluate("localStorage.getItem('plumb-unsaved')"))
+        assert json.loads(tab.evaluate("localStorage.getItem('plumb-unsaved-' + window.plumbStore)"))
         tab.unroute("**/api/scores")
         tab.reload()  # what was not saved survives, and is sent
         tab.locator(

@@ -6,12 +6,12 @@ the same value is harmless, so a browser may send it again after a network failu
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from storage import history
 from storage.errors import Conflict, DatabaseBusy, NotFound, PlumbError
@@ -29,17 +29,21 @@ VERBS: dict[str, Literal["accepted", "rejected", "proposed"]] = {
 }
 
 
+# SQLite's integers have 63 bits; a larger number can be no row's id.
+RowId = Annotated[StrictInt, Field(ge=1, lt=2**63)]
+
+
 class ScoreBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    candidate: StrictInt
+    candidate: RowId
     metric: str
     value: StrictInt | None
 
 
 class PairBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    chosen: StrictInt
-    rejected: StrictInt
+    chosen: RowId
+    rejected: RowId
 
 
 def save_score(context: Context, user: str, body: ScoreBody) -> dict[str, Any]:
@@ -100,7 +104,9 @@ def routes(context: Context, door: Door) -> APIRouter:
         return save_pair(context, user(request), body)
 
     @router.post("/pairs/{pair_id}/{verb}")
-    def post_pair_change(pair_id: int, verb: str, request: Request) -> dict[str, Any]:
+    def post_pair_change(
+        pair_id: Annotated[int, Path(ge=1, lt=2**63)], verb: str, request: Request
+    ) -> dict[str, Any]:
         return change_pair(context, user(request), pair_id, verb)
 
     @router.post("/undo")

@@ -15,14 +15,13 @@ import json
 import secrets
 import time
 from collections import deque
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.settings import Settings, local_user
@@ -62,15 +61,13 @@ class Door:
         """The user behind the request, or None for a stranger."""
         if self.loopback:
             return self._user
-        try:
-            # Not request.cookies: some of Gradio's helpers hand over other request classes.
-            morsel = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return None
-        if morsel is None:
+        # Not request.cookies: some of Gradio's helpers hand over other request classes. Not http.cookies: it
+        # gives up all cookies for one that another app on this host wrote in a way of its own.
+        value = cookie_parser(request.headers.get("cookie", "")).get(self.cookie)
+        if value is None:
             return None
         try:
-            name = self._signer.loads(morsel.value, max_age=SESSION_SECONDS)
+            name = self._signer.loads(value, max_age=SESSION_SECONDS)
         except BadSignature:
             return None
         return name if isinstance(name, str) else None

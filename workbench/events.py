@@ -15,6 +15,11 @@ from storage.errors import PlumbError
 CONCURRENCY = 16
 
 
+def read_id(text: str | None) -> int | None:
+    """The id in a URL's parameter; None for what cannot be one (SQLite's integers have 63 bits)."""
+    return int(text) if text and text.isdecimal() and len(text) < 16 else None
+
+
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     """The handler, with a `PlumbError` shown as a message; any other error is a bug and stays one."""
     if inspect.isgeneratorfunction(handler):

@@ -121,11 +121,13 @@ class Form:
         return updates
 
     def offer(self, path: str, choices: Sequence[Choice], value: Any) -> dict[Any, Any]:
-        """An update that gives a dropdown these choices; a value that is not among them becomes the first."""
+        """An update that gives a dropdown these choices; with no value asked for, the first is chosen."""
         known = [choice[1] for choice in choices]
         component = self.component(path)
         free = bool(getattr(component, "allow_custom_value", False))
-        kept = value if value in known or (free and value) else (known[0] if known else None)
+        asked = value not in (None, "")
+        # What was asked for and is gone is left open: the first choice would be something else in silence.
+        kept = value if value in known or (free and asked) else (known[0] if known and not asked else None)
         return {component: gr.update(choices=list(choices), value=kept)}
 
     def _index(self, path: str) -> int:

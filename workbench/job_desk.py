@@ -13,12 +13,13 @@ from jobs.queue import stop, submit
 from jobs.runs import RunFolder
 from storage.datasets import list_datasets
 from storage.errors import NotFound, PlumbError
-from storage.jobs import attempts_of, get_job, list_jobs, metrics_of, queue_position
+from storage.jobs import attempts_of, count_open, get_job, list_jobs, metrics_of, queue_position
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Job
 from storage.results import results_of
 from workbench import job_launch, job_views
 from workbench.context import Context
+from workbench.events import read_id
 from workbench.forms import Control, collect
 from workbench.progress import Watch
 
@@ -49,7 +50,8 @@ def look(context: Context, watch: Watch, selected: int | None, limit: int = PAGE
         shown = jobs[:limit]
         positions = {job.id: queue_position(db, job) for job in shown if job.status is JobStatus.QUEUED}
         left = {job.id: seconds for job in shown if (seconds := watch.clock.left(job, now)) is not None}
-        listed = job_views.job_list(shown, positions, left, selected, now, len(jobs) > limit)
+        open_jobs = count_open(db)
+        listed = job_views.job_list(shown, positions, left, selected, now, len(jobs) > limit, open_jobs)
         if selected is None:
             return Look(jobs=listed)
         try:
@@ -110,5 +112,4 @@ def halt(context: Context, job_id: int | None) -> str:
 
 def selected_by(query: Mapping[str, str]) -> int | None:
     """The job that the address asks for, if it does."""
-    asked = query.get("job", "")
-    return int(asked) if asked.isdecimal() else None
+    return read_id(query.get("job"))

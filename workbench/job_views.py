@@ -38,6 +38,7 @@ def job_list(
     selected: int | None,
     now: datetime,
     more: bool = False,
+    open_jobs: int = 0,
 ) -> str:
     """The list as links that carry their job, marked with the address of the selected one.
 
@@ -45,6 +46,7 @@ def job_list(
         positions: in the queue, of queued jobs.
         left: seconds, of running jobs where they can be told.
         more: there are older jobs than these.
+        open_jobs: queued or at work; the page's header shows the number.
     """
     if not jobs:
         return (
@@ -55,7 +57,8 @@ def job_list(
         _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
     )
     rest = '<a class="plumb-more" href="?" data-more="1">Show older jobs</a>' if more else ""
-    mark = f'<span data-url="?job={selected}"></span>' if selected is not None else ""
+    address = f' data-url="?job={selected}"' if selected is not None else ""
+    mark = f'<span data-open="{open_jobs}"{address}></span>'
     return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
 
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from sqlite_utils import Database
 
-from storage.jobs import list_jobs
-from storage.lifecycle import ENDED, JobStatus
+from storage.jobs import count_open
 from storage.pairs import count_pairs
 from storage.samples import SampleFilter, count_samples
 
@@ -24,11 +23,10 @@ PAGES: tuple[tuple[PageName, str, str], ...] = (
 def counts(db: Database) -> dict[str, int]:
     """The numbers beside the pages' names; `jobs` are those queued or at work."""
     pairs = count_pairs(db)
-    open_states = [status for status in JobStatus if status not in ENDED]
     return {
         "samples": count_samples(db, SampleFilter()),
         "pairs": sum(pairs.values()),
-        "jobs": len(list_jobs(db, statuses=open_states)),
+        "jobs": count_open(db),
         **pairs,
     }
 

@@ -109,13 +109,21 @@ def _tab(status: str, title: str, number: int, current: str) -> str:
     return f'<a class="pb-tab" href="{search}" data-go{here}>{title.capitalize()} {count}</a>'
 
 
-def pair_list(views: Sequence[PairView], status: str, first: bool, after: int | None) -> str:
+def pair_list(
+    views: Sequence[PairView], status: str, first: bool, after: int | None, sample_id: int | None = None
+) -> str:
     """A keyset page of cards.
 
     Args:
         first: whether this is the list's first page.
         after: the id after which the next page starts; None on the last page.
+        sample_id: the list is of this sample's pairs alone.
     """
+    base = {"status": status} if status else {}
+    if sample_id is not None:
+        base["sample"] = str(sample_id)
+    if not views and not first:
+        return empty("No more pairs", "The list ends before this page.", "?" + urlencode(base), "First page")
     if not views:
         if status:
             return empty(f"No pair is {escape(status)}", "Choose another status above.")
@@ -124,7 +132,6 @@ def pair_list(views: Sequence[PairView], status: str, first: bool, after: int | 
             "Make them by the rule on the left, or choose two answers by hand on the "
             '<a href="/">Samples</a> page.',
         )
-    base = {"status": status} if status else {}
     pages = ""
     if not first:
         pages += go("?" + urlencode(base), "« First page", "pb-button small")

@@ -54,7 +54,7 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
             enable_monitoring=False,
             max_file_size="64mb",
             theme=_theme(),
-            head=_head(),
+            head=_head(context),
         )
     return app
 
@@ -81,7 +81,9 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
 def build_pages(context: Context) -> gr.Blocks:
     """All pages as one multi-page Gradio app; `workbench/pages/NAME.py` has `build(context)`."""
     with _without_spare_apps():
-        with gr.Blocks(title="Plumb", analytics_enabled=False, fill_width=True) as root:
+        with gr.Blocks(
+            title="Plumb", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+        ) as root:
             _page(context, "samples")
         for name, title, path in PAGES[1:]:
             with root.route(title, path, show_in_navbar=False):
@@ -140,12 +142,17 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _head() -> str:
-    """Our style and script; the address carries the content's hash, so a new version is never shadowed."""
+def _head(context: Context) -> str:
+    """Our style and script; the address carries the content's hash, so a new version is never shadowed.
+
+    Scores that wait in the browser carry the data folder's name: another folder served on the same port has
+    candidates of the same numbers.
+    """
+    store = hashlib.sha256(b"browser:" + context.folder.key()).hexdigest()[:12]
 
     def url(name: str) -> str:
         digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
         return f"{STATIC_PATH}/{name}?v={digest}"
 
     sheets = "".join(f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css")))
-    return f'{sheets}<script src="{url("plumb.js")}"></script>'
+    return f'{sheets}<script>window.plumbStore="{store}"</script><script src="{url("plumb.js")}"></script>'

@@ -145,6 +145,7 @@ class Detail:
     user: str
     where: SampleFilter
     position: int
+    inside: bool
     total: int
     before: int | None
     after: int | None
@@ -155,7 +156,7 @@ def sample_detail(detail: Detail) -> str:
     sample = detail.sample
     steps = (
         _step(detail.before, detail.where, "‹ Previous", "prev")
-        + f'<span class="pb-range">{detail.position + 1:,} of {detail.total:,}</span>'
+        + f'<span class="pb-range">{_place(detail)}</span>'
         + _step(detail.after, detail.where, "Next ›", "next")
     )
     return (
@@ -167,6 +168,11 @@ def sample_detail(detail: Detail) -> str:
         f"{_images(sample, detail.images)}{_question(sample)}</section>"
         f'<section class="pb-right" aria-label="Candidates">{_candidates(detail)}</section></div></article>'
     )
+
+
+def _place(detail: Detail) -> str:
+    """Where the sample stands in the list; scoring it may have taken it out of the filter."""
+    return f"{detail.position + 1:,} of {detail.total:,}" if detail.inside else "not in this filter"
 
 
 def _step(sample_id: int | None, where: SampleFilter, text: str, name: str) -> str:

@@ -32,6 +32,8 @@ element.addEventListener('click', (event) => {
 watch('value', () => {
   const marked = element.querySelector('[data-url]');
   if (marked) history.replaceState(null, '', location.pathname + marked.dataset.url);
+  const open = element.querySelector('[data-open]');
+  if (open) window.plumb.showCounts({jobs: Number(open.dataset.open)});
 });
 """
 

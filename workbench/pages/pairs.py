@@ -23,7 +23,7 @@ from storage.records import HIGHEST, METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
 from workbench import pair_views
 from workbench.context import Context
-from workbench.events import told
+from workbench.events import read_id, told
 from workbench.views import drawn, notice
 
 PAGE = 25
@@ -47,7 +47,7 @@ def read_address(search: str) -> Address:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and len(text) < 16 else None
+    return read_id(text)
 
 
 def make_rule(metrics: Sequence[str], margin: float | None, seed: float | None, raters: str) -> PairRule:
@@ -105,7 +105,13 @@ def show_list(context: Context, search: str) -> tuple[str, str]:
     page, more = found[:PAGE], len(found) > PAGE
     return (
         pair_views.statuses(counted, address.status or "", address.sample),
-        pair_views.pair_list(page, address.status or "", address.after == 0, page[-1].pair.id if more else None),
+        pair_views.pair_list(
+            page,
+            address.status or "",
+            address.after == 0,
+            page[-1].pair.id if more else None,
+            address.sample,
+        ),
     )
 
 
@@ -245,7 +251,7 @@ def build(context: Context) -> gr.Blocks:
         ).then(None, js="() => window.plumb.shown()")
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
         gr.on(
-            [page.load, metrics.change, margin.change, seed.change, raters.change],
+            [page.load, restore.click, metrics.change, margin.change, seed.change, raters.change],
             told(on_preview),
             rule,
             [figures, add],

@@ -28,7 +28,7 @@ from storage.samples import SampleFilter
 from storage.scores import get_judgements, list_raters
 from workbench import views
 from workbench.context import Context
-from workbench.events import told
+from workbench.events import read_id, told
 
 PAGE = 50
 DEMO_DEFAULT, DEMO_LEAST, DEMO_MOST = 400, 20, 4000
@@ -52,7 +52,7 @@ def read_address(search: str) -> tuple[SampleFilter, int | None]:
     """The filter and the sample of an address's query string; what cannot be read is passed over."""
     query = {name: values[-1] for name, values in parse_qs(search.lstrip("?")).items()}
     wanted = query.get("sample", "")
-    return SampleFilter.from_query(query), int(wanted) if wanted.isdecimal() and len(wanted) < 16 else None
+    return SampleFilter.from_query(query), read_id(wanted)
 
 
 def show(context: Context, user: str, search: str) -> View:
@@ -106,8 +106,7 @@ def _import_demo(
     from storage.easy_vqa import import_easy_vqa
 
     def tell(done: int, total: int) -> None:
-        if done % 20 == 0 or done == total:
-            news.put((done, total))
+        news.put((done, total))
 
     try:
         with context.database() as db:
@@ -163,6 +162,7 @@ def _detail(db: Database, where: SampleFilter, user: str, total: int, sample: Sa
         user=user,
         where=where,
         position=store.position_of(db, where, sample.id),
+        inside=store.is_selected(db, where, sample.id),
         total=total,
         before=store.neighbour(db, where, sample.id, forward=False),
         after=store.neighbour(db, where, sample.id, forward=True),
@@ -210,6 +210,16 @@ def build(context: Context) -> gr.Blocks:
                         split = gr.Dropdown(_choices([], "any split"), value="", label="Split", show_label=False)
                     count = gr.HTML(apply_default_css=False)
                     rows = gr.HTML(apply_default_css=False, elem_id="pb-list")
+                    with gr.Accordion("Load more of the demo", open=False):
+                        # The same questions come first: a larger number adds those that are missing.
+                        more_number = gr.Number(
+                            DEMO_DEFAULT,
+                            label="Samples of the demo, in all",
+                            info=f"{DEMO_LEAST} to {DEMO_MOST:,}; those that are there are not added again",
+                            precision=0,
+                        )
+                        more = gr.Button("Load", size="sm")
+                        more_outcome = gr.HTML(apply_default_css=False)
                 with gr.Column(scale=1, min_width=480, elem_classes="pb-main"):
                     detail = gr.HTML(apply_default_css=False, elem_id="pb-detail")
 
@@ -247,9 +257,10 @@ def build(context: Context) -> gr.Blocks:
         q.change(None, filters, js="(...values) => window.plumb.filter(values, 250)")
         for chosen in (state, source, split):
             chosen.change(None, filters, js="(...values) => window.plumb.filter(values, 0)")
-        demo.click(told(partial(load_demo, context)), [number], [outcome], api_visibility="private").success(
-            None, js="() => window.plumb.restore()"
-        )
+        for button, wanted, told_in in ((demo, number, outcome), (more, more_number, more_outcome)):
+            button.click(told(partial(load_demo, context)), [wanted], [told_in], api_visibility="private").success(
+                None, js="() => window.plumb.restore()"
+            )
     return page
 
 

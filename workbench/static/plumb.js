@@ -3,7 +3,8 @@
 (function () {
   "use strict";
 
-  const KEPT = "plumb-unsaved"; // scores that the server has not confirmed, across reloads
+  // Scores that the server has not confirmed, across reloads; by data folder, since ids mean nothing elsewhere.
+  const KEPT = "plumb-unsaved-" + (window.plumbStore || "");
   let typing = null;
 
   // --- moving about ---
@@ -76,7 +77,8 @@
       throw new Error("the server does not answer");
     }
     const told = await answer.json().catch(() => ({}));
-    if (answer.status === 503 || (answer.status >= 500 && !told.error))
+    if (answer.status === 401 || answer.status === 403) throw new Error("log in again: reload the page");
+    if ([408, 429, 503].includes(answer.status) || (answer.status >= 500 && !told.error))
       throw new Error(told.error || "the server failed (" + answer.status + ")");
     if (!answer.ok) throw new Refused(told.error || "refused (" + answer.status + ")");
     if (told.counts) showCounts(told.counts);
@@ -117,30 +119,37 @@
 
   // --- scores: shown at once, sent one after the other, kept until the server has confirmed ---
 
+  let memory = {}; // serves where the browser refuses to store; then only a reload in a network failure loses
+
   function kept() {
     try {
-      return JSON.parse(localStorage.getItem(KEPT)) || {};
+      return JSON.parse(localStorage.getItem(KEPT)) || memory;
     } catch (error) {
-      return {};
+      return memory;
     }
   }
 
   function keep(change) {
-    const all = kept();
+    const all = { ...kept() };
     change(all);
+    memory = all;
     try {
       localStorage.setItem(KEPT, JSON.stringify(all));
     } catch (error) {
-      // Without storage the page still saves; only a reload in a network failure would lose.
+      console.warn("Plumb: this browser stores nothing for the page", error);
     }
   }
 
-  let sending = false;
+  let sending = null;
   let retry = null;
 
-  async function sendKept() {
-    if (sending) return;
-    sending = true;
+  // One run at a time; whoever asks meanwhile waits for it.
+  function sendKept() {
+    sending = sending || sendAll().finally(() => (sending = null));
+    return sending;
+  }
+
+  async function sendAll() {
     clearTimeout(retry);
     try {
       for (let all = kept(), keys = Object.keys(all); keys.length; all = kept(), keys = Object.keys(all)) {
@@ -165,8 +174,6 @@
     } catch (error) {
       say("Not saved yet: " + error.message + ". Plumb keeps the scores here and tries again.", "bad");
       retry = setTimeout(sendKept, 3000);
-    } finally {
-      sending = false;
     }
   }
 
@@ -240,9 +247,11 @@
   }
 
   async function undo() {
+    await sendKept(); // an undo must not overtake the score that it is meant for
+    if (Object.keys(kept()).length) return say("Not undone: there are scores that are not saved yet.", "bad");
     try {
       const told = await post("/api/undo");
-      press("pb-refresh");
+      press("pb-restore");
       const pinned = document.querySelector(".pb-sample");
       const elsewhere = pinned && told.sample !== null && String(told.sample) !== pinned.dataset.sample;
       say("Undone: " + told.undone + ".", "good", elsewhere ? ["/?sample=" + told.sample, "Show its sample"] : null);
@@ -286,5 +295,5 @@
   }).observe(document.documentElement, { childList: true, subtree: true });
 
   window.addEventListener("online", sendKept);
-  window.plumb = { go, filter, shown, say, refresh: () => press("pb-refresh"), restore: () => press("pb-restore") };
+  window.plumb = { go, filter, shown, say, showCounts, refresh: () => press("pb-refresh"), restore: () => press("pb-restore") };
 })();
