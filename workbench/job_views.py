@@ -48,17 +48,17 @@ def job_list(
         more: there are older jobs than these.
         open_jobs: queued or at work; the page's header shows the number.
     """
+    address = f' data-url="?job={selected}"' if selected is not None else ""
+    mark = f'<span data-open="{open_jobs}"{address}></span>'
     if not jobs:
         return (
-            '<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press Start. '
+            f'{mark}<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press Start. '
             "A job goes on when you close this page.</p></div>"
         )
     entries = "".join(
         _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
     )
     rest = '<a class="plumb-more" href="?" data-more="1">Show older jobs</a>' if more else ""
-    address = f' data-url="?job={selected}"' if selected is not None else ""
-    mark = f'<span data-open="{open_jobs}"{address}></span>'
     return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
 
 
