@@ -1,15 +1,10 @@
-"""Reading events.jsonl, and what each event does to the database."""
+"""What each event of a worker does to the database."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from sqlite_utils import Database
 
+from jobs.event_file import Event, read_batch
 from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter, keep_adapter
@@ -19,63 +14,6 @@ from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 from storage.records import Attempt, Job
 from storage.scores import add_judgement, ensure_rater
-
-Event = dict[str, Any]
-CHUNK = 1_000_000  # bytes a transaction at the most, so that a writer beside us waits briefly
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Whole lines read from an offset.
-
-    Attributes:
-        events: those that are events; each is a dictionary with `kind`.
-        broken: lines that are not, for the log.
-        offset: where the next read starts: after the last newline.
-    """
-
-    events: list[Event]
-    broken: list[str]
-    offset: int
-
-
-def read_batch(path: Path, offset: int, limit: int = CHUNK) -> Batch:
-    """Read whole lines from `offset`; a torn last line waits for its rest."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(limit)
-            while data and b"\n" not in data and (more := file.read(limit)):
-                data += more
-    except FileNotFoundError:
-        return Batch([], [], offset)
-    whole = data[: data.rfind(b"\n") + 1]
-    events: list[Event] = []
-    broken: list[str] = []
-    for line in whole.splitlines():
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError:
-            broken.append(line[:200].decode("utf-8", errors="replace"))
-            continue
-        if isinstance(event, dict) and isinstance(event.get("kind"), str):
-            events.append(event)
-        else:
-            broken.append(line[:200].decode("utf-8", errors="replace"))
-    return Batch(events, broken, offset + len(whole))
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """All events of a file, from its beginning."""
-    offset = 0
-    while True:
-        batch = read_batch(path, offset)
-        if batch.offset == offset:
-            return
-        yield from batch.events
-        offset = batch.offset
 
 
 def drain(db: Database, folder: DataFolder, attempt_id: int) -> list[Event]:

@@ -20,7 +20,8 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from jobs.events import drain, read_events
+from jobs.event_file import read_events
+from jobs.events import drain
 from jobs.keys import serve_key
 from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker, start_time
 from jobs.runs import RunFolder

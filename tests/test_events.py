@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from factories import World, open_world
 from jobs import events as module
-from jobs.events import drain, read_batch, read_events
+from jobs.event_file import read_batch, read_events
+from jobs.events import drain
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
 from storage import jobs as store

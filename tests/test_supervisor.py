@@ -15,6 +15,7 @@ import pytest
 
 from factories import USER, World, open_world
 from jobs import queue
+from jobs.event_file import read_events
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
@@ -298,8 +299,6 @@ def test_the_folder_alone_is_enough(busy: World, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.worker", str(target)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    from jobs.events import read_events
-
     kinds = [event["kind"] for event in read_events(RunFolder(target).events)]
     assert kinds.count("judgement") == 300
     assert kinds[-1] == "end"

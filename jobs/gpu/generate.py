@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from jobs.configs import GenerateConfig
+from jobs.event_file import read_events
 from jobs.gpu.answering import Answerer
 from jobs.gpu.decoding import Sampling
 from jobs.gpu.loading import Loaded, claim_device, load
@@ -60,16 +60,9 @@ def generate(run: RunFolder, job: JobFile, config: GenerateConfig, reporter: Rep
 def written_before(run: RunFolder) -> defaultdict[Any, set[int]]:
     """{sample: numbers of the candidates that events.jsonl holds}; a torn last line counts as unwritten."""
     numbers: defaultdict[Any, set[int]] = defaultdict(set)
-    with run.events.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if '"candidate"' not in line:
-                continue
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event.get("kind") == "candidate":
-                numbers[event["sample_id"]].add(event["number"])
+    for event in read_events(run.events):
+        if event["kind"] == "candidate":
+            numbers[event["sample_id"]].add(event["number"])
     return numbers
 
 

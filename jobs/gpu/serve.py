@@ -31,11 +31,11 @@ from jobs.gpu.chat import ChatEngine
 from jobs.gpu.chat_requests import ChatRequest
 from jobs.gpu.loading import claim_device, load
 from jobs.gpu.lora import attach, frozen_adapter
+from jobs.keys import SERVE_KEY
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
 
-KEY = "PLUMB_SERVE_KEY"
 LARGEST_BODY = 64 * 2**20  # bytes: a dozen photographs as base64
 _SHORTEST_KEY = 16
 
@@ -47,10 +47,10 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
         Stopped: asked to stop; answers under way were stopped first.
         UserError: no secret in the environment, or an adapter that doesn't fit.
     """
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(SERVE_KEY, "")
     if len(key) < _SHORTEST_KEY:
         raise UserError(
-            f"{KEY} is not set (or shorter than {_SHORTEST_KEY} characters): the chat's model never answers "
+            f"{SERVE_KEY} is not set (or shorter than {_SHORTEST_KEY} characters): the chat's model never answers "
             "without a secret. Start it from Plumb, or set one."
         )
     loaded = load(config.model, config.dtype, claim_device(job.device), Path(job.models_dir), reporter)

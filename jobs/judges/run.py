@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jobs.configs import JudgeConfig
+from jobs.event_file import read_events
 from jobs.judges import rules
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
@@ -55,6 +56,4 @@ def judge_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _judged(run: RunFolder) -> set[int]:
     """Samples that an earlier attempt in this folder has judged already."""
-    from jobs.events import read_events
-
     return {event["sample_id"] for event in read_events(run.events) if event["kind"] == "judgement"}
