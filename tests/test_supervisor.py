@@ -177,6 +177,17 @@ def test_a_worker_whose_pid_nobody_noted_is_adopted_when_it_speaks(world: World,
     assert attempt_of(world, job).pid == child.pid
 
 
+def test_a_worker_that_never_speaks_is_waited_for_and_then_given_up(world: World, sleeper: Sleeper) -> None:
+    job, _ = sleeper(world)
+    world.db.conn.execute("UPDATE attempts SET pid = NULL, pid_started = NULL, process_group = NULL")
+    world.db.conn.execute("UPDATE jobs SET status = 'starting'")
+    Supervisor(world.settings).step(world.db)
+    assert status(world, job) is JobStatus.STARTING
+    world.db.conn.execute("UPDATE attempts SET started_at = '2026-01-01T00:00:00.000+00:00'")
+    Supervisor(world.settings).step(world.db)
+    assert status(world, job) is JobStatus.FAILED
+
+
 @pytest.mark.parametrize(
     "poison",
     [
