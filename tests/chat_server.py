@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from factories import World
 from jobs.configs import parse_config
 from jobs.keys import serve_key
 from storage import jobs as store
+from storage.adapters import add_adapter
+from storage.chats import get_conversation, list_conversations
 from storage.lifecycle import JobStatus
+from storage.records import Conversation
+from workbench.chat_desk import Cast, Decoding, View, default_cast
+from workbench.chat_round import Stops, send
 from workbench.context import Context
 
-Script = Iterable[dict[str, Any] | str | float]
+USER = "ada"
+
+Script = Iterable[dict[str, Any] | str | float | threading.Event]
 
 WAIT = 30.0  # seconds after which a script that waits for its reader to leave gives up
 
@@ -34,9 +44,12 @@ def says(left: str, right: str, finish: str = "stop") -> list[dict[str, Any]]:
 
 
 class ChatServer:
-    """Each request to /chat takes the next script; a number in a script is a pause, that leaving cuts short.
+    """Each request to /chat takes the next script; a number in a script is a pause, an event is waited for.
 
-    `requests` are the bodies that came, `left` is set once a reader closed its connection before the end.
+    Leaving cuts both short.
+
+    `requests` are the bodies that came, `left` is set once a reader closed its connection before the end, `late`
+    tells whether an event was not set within `WAIT` seconds.
     """
 
     def __init__(self, key: str = "") -> None:
@@ -45,6 +58,7 @@ class ChatServer:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.left = threading.Event()
+        self.late = False
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,14 +82,23 @@ class ChatServer:
 
             def _play(self, script: Script) -> None:
                 for event in script:
+                    if isinstance(event, threading.Event):
+                        deadline = time.monotonic() + WAIT
+                        while not event.is_set() and time.monotonic() < deadline:
+                            self._pause(0.02)
+                        fake.late = fake.late or not event.is_set()
+                        continue
                     if isinstance(event, (int, float)):
-                        readable, _, _ = select.select([self.connection], [], [], event)
-                        if readable:
-                            raise ConnectionResetError  # end of file: the reader has gone
+                        self._pause(event)
                         continue
                     text = event if isinstance(event, str) else json.dumps(event)
                     self.wfile.write(text.encode() + b"\n")
                     self.wfile.flush()
+
+            def _pause(self, seconds: float) -> None:
+                readable, _, _ = select.select([self.connection], [], [], seconds)
+                if readable:
+                    raise ConnectionResetError  # end of file: the reader has gone
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:
                 data = json.dumps(body).encode()
@@ -124,3 +147,45 @@ def serving(context: Context, *scripts: Script, adapters: tuple[int, ...] = ()) 
         server.scripts.extend(scripts)
         set_running(context, job_id, server.port)
         yield server
+
+
+def trained(world: World, name: str = "colours", base: str = "demo") -> int:
+    """An adapter with its files, as a finished training leaves it."""
+    job = world.job("dpo", name=name)
+    sha256 = f"{job.id:064d}"
+    folder = world.folder.adapters / sha256
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    add_adapter(world.db, job, name, sha256, 7, base, "dpo")
+    store.move(world.db, job.id, JobStatus.STOPPED)
+    return default_cast(world.db, base).adapters[1] or 0
+
+
+async def everything(views: AsyncGenerator[View]) -> list[View]:
+    async with aclosing(views) as open_views:
+        return [view async for view in open_views]
+
+
+def ask(
+    context: Context,
+    text: str = "What is it?",
+    files: tuple[str, ...] = (),
+    conversation: int | None = None,
+    cast: Cast | None = None,
+    **values: Any,
+) -> list[View]:
+    """Send a message and wait for the end; every view that the page got."""
+    settings = {**Decoding().model_dump(), **values}
+    cast = cast or Cast()
+    return asyncio.run(
+        everything(send(context, Stops(), "session", USER, conversation, text, files, cast, settings))
+    )
+
+
+def stored(world: World) -> Conversation:
+    """The user's newest conversation."""
+    return get_conversation(world.db, list_conversations(world.db, USER)[0].id, USER)
+
+
+def texts(view: View, column: int) -> list[str]:
+    return [message["content"] for message in view.columns[column]]

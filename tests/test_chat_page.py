@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Callable
+import re
+import threading
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chat_server import ChatServer, Script, add_serve_job, says, serving, set_running
+from chat_server import (
+    USER,
+    ChatServer,
+    Script,
+    add_serve_job,
+    ask,
+    everything,
+    says,
+    serving,
+    set_running,
+    stored,
+    texts,
+    trained,
+)
 from factories import World, png
 from jobs.keys import serve_key
 from storage import jobs as store
-from storage.adapters import add_adapter
 from storage.chats import get_conversation, list_conversations
 from storage.errors import NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
-from storage.records import Conversation
 from workbench import chat_view
 from workbench.chat_client import Waiting, find_process, look_at, read_event, start_process
 from workbench.chat_desk import (
@@ -37,8 +50,6 @@ from workbench.chat_round import Stops, answer_last, send
 from workbench.context import Context
 from workbench.pages import chat as page
 
-USER = "ada"
-
 
 @pytest.fixture
 def context(world: World) -> Context:
@@ -48,48 +59,6 @@ def context(world: World) -> Context:
 @pytest.fixture(autouse=True)
 def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.queue.ensure_supervisor", lambda settings: None)
-
-
-def trained(world: World, name: str = "colours", base: str = "demo") -> int:
-    """An adapter with its files, as a finished training leaves it."""
-    job = world.job("dpo", name=name)
-    sha256 = f"{job.id:064d}"
-    folder = world.folder.adapters / sha256
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    add_adapter(world.db, job, name, sha256, 7, base, "dpo")
-    store.move(world.db, job.id, JobStatus.STOPPED)
-    return default_cast(world.db, base).adapters[1] or 0
-
-
-async def everything(views: AsyncGenerator[View]) -> list[View]:
-    async with aclosing(views) as open_views:
-        return [view async for view in open_views]
-
-
-def ask(
-    context: Context,
-    text: str = "What is it?",
-    files: tuple[str, ...] = (),
-    conversation: int | None = None,
-    cast: Cast | None = None,
-    **values: Any,
-) -> list[View]:
-    """Send a message and wait for the end; every view that the page got."""
-    settings = {**Decoding().model_dump(), **values}
-    cast = cast or Cast()
-    return asyncio.run(
-        everything(send(context, Stops(), "session", USER, conversation, text, files, cast, settings))
-    )
-
-
-def stored(world: World) -> Conversation:
-    """The user's newest conversation."""
-    return get_conversation(world.db, list_conversations(world.db, USER)[0].id, USER)
-
-
-def texts(view: View, column: int) -> list[str]:
-    return [message["content"] for message in view.columns[column]]
 
 
 def test_both_columns_answer_and_grow_before_the_readers_eyes(world: World, context: Context) -> None:
@@ -259,10 +228,20 @@ def test_a_closed_tab_ends_the_decoding_and_keeps_what_was_said(world: World, co
 
 def test_views_keep_coming_while_nothing_is_said(context: Context) -> None:
     """Between two views nobody could tell the generator that the tab has gone."""
-    script: Script = [1.5, *says("Late.", "Late.")]
-    with serving(context, script):
-        views = ask(context)
-    assert len([view for view in views if view.running and "Answering" in view.status]) >= 4
+    fourth = threading.Event()
+
+    async def play() -> None:
+        source = send(context, Stops(), "s", USER, None, "What?", (), Cast(), Decoding().model_dump())
+        silent = 0
+        async with aclosing(source) as views:
+            async for view in views:
+                silent += view.running and "Answering" in view.status and len(texts(view, 0)) == 2
+                if silent == 4:
+                    fourth.set()
+
+    with serving(context, [fourth, *says("Late.", "Late.")]) as server:
+        asyncio.run(play())
+        assert not server.late, "the views stopped while the model was silent"
 
 
 def test_an_answer_without_a_word_leaves_the_question_open(world: World, context: Context) -> None:
@@ -466,18 +445,39 @@ def test_the_state_of_the_model_is_told_before_anything_is_asked(world: World, c
         ("a <script>x</script> b", "a &lt;script>x&lt;/script> b"),
         ("<img src=x onerror=y>", "&lt;img src=x onerror=y>"),
         ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
-        ("use `<b>` so <i>", "use `<b>` so &lt;i>"),
-        ("``a ` <b>`` <c>", "``a ` <b>`` &lt;c>"),
+        ("use `<b>` so <i>", "use `<\u2060b>` so &lt;i>"),
+        ("``a ` <b>`` <c>", "``a ` <\u2060b>`` &lt;c>"),
         ("an open ` <b>", "an open ` &lt;b>"),
-        ("```html\n<b>\n```\n<i>", "```html\n<b>\n```\n&lt;i>"),
-        ("~~~\n<b>\n```\n<b>\n~~~\n<i>", "~~~\n<b>\n```\n<b>\n~~~\n&lt;i>"),
-        ("```\n<b> still code", "```\n<b> still code"),
+        ("```html\n<b>\n```\n<i>", "```html\n<\u2060b>\n```\n&lt;i>"),
+        ("~~~\n<b>\n```\n<b>\n~~~\n<i>", "~~~\n<\u2060b>\n```\n<\u2060b>\n~~~\n&lt;i>"),
+        ("```\n<b> still code", "```\n<\u2060b> still code"),
+        ("`![x](http://foreign/x.png)`", "`!\u2060[x](http://foreign/x.png)`"),
+        ("`1 < 2 <= 3`", "`1 < 2 <= 3`"),
         ("![x](http://foreign/x.png)", "!\\[x](http://foreign/x.png)"),
         ("**bold** 1 < 2", "**bold** 1 &lt; 2"),
     ],
 )
 def test_html_is_shown_and_never_run(text: str, safe: str) -> None:
     assert chat_view.safe_markdown(text) == safe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a `\n\n<img src=x onerror=alert(1)>\n\n`",  # a code span ends with its paragraph
+        "\\`<b>x</b>\\`",  # escaped backticks are none
+        "```a`b\n<b>hi</b>",  # no fence: a backtick in its first line
+        "- a\n  ```\n  x\n<b>hi</b>",  # a fence ends with the list item
+        "> ```\n<b>hi</b>",
+        "`\n- <b>x</b>`",
+        "`<!-- --><?x?></b>`",
+        "`\n# x\n![x](http://foreign/x.png)`",
+    ],
+)
+def test_no_tag_and_no_picture_opens_whatever_the_browser_takes_for_code(text: str) -> None:
+    safe = chat_view.safe_markdown(text)
+    assert not re.search(r"<[A-Za-z/!?]", safe)
+    assert not re.search(r"!\[", safe)
 
 
 def test_titles_of_conversations_are_escaped(world: World, context: Context) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,14 @@ from storage.errors import Conflict, PlumbError
 from storage.jobs import active_jobs, get_job, list_jobs, queue_position
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Job
+from workbench.chat_holds import Hold, is_wanted_gone, rounds_on
 from workbench.context import Context
 
 POLL_SECONDS = 0.5
 _OPEN = tuple(status for status in JobStatus if status not in ENDED and status is not JobStatus.STOPPING)
+
+# Two first messages at once must not start two processes, the second of which would stop the first.
+_starting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -80,36 +85,49 @@ class ModelGone(PlumbError):
 
 def find_process(db: Database, model: str, adapters: Sequence[int]) -> Job | None:
     """The newest open `serve` job of this base that holds (or will hold) all these adapters."""
-    for job in list_jobs(db, kind="serve", statuses=_OPEN):
-        if job.config.get("model") == model and set(adapters) <= set(job.config.get("adapters") or ()):
-            return job
-    return None
+    return next((job for job in _open_jobs(db, model) if not _lacks(job, adapters)), None)
 
 
 def start_process(context: Context, db: Database, user: str, model: str, adapters: Sequence[int]) -> Job:
     """Submit a `serve` job with all adapters of the base, so that switching between them needs no new start.
 
-    One of the same base that lacks an adapter is stopped first: it would hold the device for nothing.
+    One of the same base that lacks an adapter is stopped: it would hold the device for nothing. Whoever calls
+    this has seen that no answer comes from it.
     """
-    for old in list_jobs(db, kind="serve", statuses=_OPEN):
-        if old.config.get("model") == model:
-            try:
-                stop(db, context.settings, old.id)
-            except Conflict:
-                pass  # it ended in between, which is all that was wanted
     held = sorted({*adapters, *(adapter.id for adapter in list_adapters(db, model))})
-    return submit(db, context.settings, "serve", {"model": model, "adapters": held}, user)
+    old_ones = [job for job in _open_jobs(db, model) if _lacks(job, held)]
+    started = submit(db, context.settings, "serve", {"model": model, "adapters": held}, user)
+    for old in old_ones:  # only now: where nothing could be submitted, the old one goes on
+        try:
+            stop(db, context.settings, old.id)
+        except Conflict:
+            pass  # it ended in between, which is all that was wanted
+    return started
+
+
+def _open_jobs(db: Database, model: str) -> list[Job]:
+    return [job for job in list_jobs(db, kind="serve", statuses=_OPEN) if job.config.get("model") == model]
+
+
+def _lacks(job: Job, adapters: Sequence[int]) -> bool:
+    return not set(adapters) <= set(job.config.get("adapters") or ())
 
 
 async def ready_process(
-    context: Context, user: str, model: str, adapters: Sequence[int], poll: float = POLL_SECONDS
+    context: Context, user: str, model: str, adapters: Sequence[int], hold: Hold, poll: float = POLL_SECONDS
 ) -> AsyncGenerator[Waiting | Ready]:
-    """Yield how far the model's process is, at every poll, and at last that it is ready.
+    """Yield how far the model's process is, at every poll, and at last that it is ready; `hold` then holds it.
+
+    Where the process lacks an adapter, it is replaced once nobody's answer comes from it any more.
 
     Raises:
         PlumbError: the job cannot be submitted, or it ended before it was ready.
     """
-    job_id = await asyncio.to_thread(_ensure, context, user, model, adapters)
+    while isinstance(
+        job_id := await asyncio.to_thread(ensure_process, context, user, model, adapters, hold), Waiting
+    ):
+        yield job_id
+        await asyncio.sleep(poll)
     while True:
         state = await asyncio.to_thread(look_at, context, job_id)
         yield state
@@ -118,10 +136,25 @@ async def ready_process(
         await asyncio.sleep(poll)
 
 
-def _ensure(context: Context, user: str, model: str, adapters: Sequence[int]) -> int:
-    with context.database() as db:
-        job = find_process(db, model, adapters) or start_process(context, db, user, model, adapters)
-        return job.id
+def ensure_process(context: Context, user: str, model: str, adapters: Sequence[int], hold: Hold) -> int | Waiting:
+    """The id of an open `serve` job with these adapters, held; or which answers must end before one can start."""
+    with _starting, context.database() as db:
+        hold.drop()
+        found = find_process(db, model, adapters)
+        # One that somebody waits to replace takes no new rounds: else it might never be free.
+        if found is None or is_wanted_gone(context.folder, found.id):
+            used = {job.id: rounds_on(context.folder, job.id) for job in _open_jobs(db, model)}
+            if any(used.values()):
+                hold.wait_for(used)
+                count = sum(used.values())
+                text = "1 answer still comes" if count == 1 else f"{count} answers still come"
+                return Waiting(
+                    f"{text} from the model's process, which lacks a newer adapter. It starts again after that.",
+                    next(job_id for job_id, rounds in used.items() if rounds),
+                )
+            found = start_process(context, db, user, model, adapters)
+        hold.take(found.id)
+        return found.id
 
 
 def look_at(context: Context, job_id: int) -> Waiting | Ready:

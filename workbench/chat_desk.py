@@ -15,17 +15,15 @@ from jobs.configs import explain
 from jobs.models import DEMO, check_model
 from storage.adapters import get_adapter, list_adapters
 from storage.chats import add_turn, get_conversation, start_conversation
-from storage.errors import PlumbError, UserError
+from storage.database import immediate
+from storage.errors import Conflict, PlumbError, UserError
 from storage.images import ensure_image_file, get_images, image_path
 from storage.records import Conversation, Part, Turn
 from workbench import chat_view
-from workbench.chat_client import (
-    Ready,
-    find_process,
-    look_at,
-)
+from workbench.chat_client import Ready, find_process, look_at
 from workbench.chat_view import ChatMessage
 from workbench.context import Context
+from workbench.events import read_id
 from workbench.forms import Choice
 
 BASE = "base"
@@ -75,6 +73,13 @@ def check_decoding(values: Mapping[str, Any]) -> Decoding:
         raise UserError(f"The settings cannot be used: {explain(error)}") from error
 
 
+def check_message(text: str, files: Sequence[str], model: str) -> None:
+    """Raise UserError where a message cannot be sent, before anything is stored or stopped for it."""
+    check_model(model)
+    if not text.strip() and not files:
+        raise UserError("The message is empty: write something, or add an image.")
+
+
 def store_question(
     context: Context,
     user: str,
@@ -87,12 +92,9 @@ def store_question(
     """Store a user's turn, in a new conversation if there is none yet; returns the conversation's id.
 
     Raises:
-        PlumbError: nothing was written; an image cannot be used; the model's name cannot be one. Nothing is
+        PlumbError: an image or a column's adapter cannot be used; the conversation is not there. Nothing is
             stored then, and what was typed stays in its box.
     """
-    check_model(cast.model)
-    if not text.strip() and not files:
-        raise UserError("The message is empty: write something, or add an image.")
     with context.database() as db:
         for adapter in cast.adapters:
             _check_adapter(db, adapter, cast.model)
@@ -101,12 +103,58 @@ def store_question(
         ]
         if text.strip():
             parts.append({"type": "text", "text": text})
-        if conversation_id is None:
-            settings = {"model": cast.model, "adapters": list(cast.adapters), **decoding.model_dump()}
-            conversation_id = start_conversation(db, user, settings)
-        known = get_conversation(db, conversation_id, user)  # also: whose it is
-        add_turn(db, conversation_id, next_position(known), "user", parts)
+        with immediate(db):  # two tabs may ask at once: each question gets its own place
+            if conversation_id is None:
+                settings = {"model": cast.model, "adapters": list(cast.adapters), **decoding.model_dump()}
+                conversation_id = start_conversation(db, user, settings)
+            known = get_conversation(db, conversation_id, user)  # also: whose it is
+            add_turn(db, conversation_id, question_position(known), "user", parts)
     return conversation_id
+
+
+def read_open_question(context: Context, user: str, conversation_id: int) -> Conversation:
+    """A conversation that ends with a question.
+
+    Raises:
+        NotFound: there is no such conversation of this user.
+        Conflict: it has an answer already, from another tab for example.
+    """
+    with context.database() as db:
+        found = get_conversation(db, conversation_id, user)
+    if not found.turns or found.turns[-1].role != "user":
+        raise Conflict("The last question has its answer already; open the conversation again to see it.")
+    return found
+
+
+def store_answers(
+    context: Context, conversation: Conversation, cast: Cast, answers: Sequence[tuple[str, str | None]]
+) -> None:
+    """Store both columns' answers to the question that `conversation` ends with: all or none.
+
+    Args:
+        answers: (text, finish) of each column.
+
+    Raises:
+        Conflict: the question has been answered in the meantime.
+        DatabaseBusy: nothing was written.
+    """
+    position = conversation.turns[-1].position + 1
+    with context.database() as db, immediate(db):
+        known = get_conversation(db, conversation.id, conversation.user)
+        if any(turn.position == position for turn in known.turns):
+            raise Conflict("The question was answered from another tab first; open the conversation again.")
+        for number, (text, finish) in enumerate(answers):
+            add_turn(
+                db,
+                conversation.id,
+                position,
+                "assistant",
+                [{"type": "text", "text": text}],
+                column_number=number,
+                model=cast.model,
+                adapter_id=cast.adapters[number],
+                finish=finish,
+            )
 
 
 def history(context: Context, turns: Sequence[Turn], column: int) -> list[dict[str, Any]]:
@@ -189,8 +237,12 @@ def model_state(context: Context, cast: Cast) -> str:
     )
 
 
-def next_position(conversation: Conversation) -> int:
-    return max((turn.position for turn in conversation.turns), default=-1) + 1
+def question_position(conversation: Conversation) -> int:
+    """Where the next question goes; the place after an open one stays free for an answer still on its way."""
+    if not conversation.turns:
+        return 0
+    last = conversation.turns[-1]
+    return last.position + (2 if last.role == "user" else 1)
 
 
 def _check_adapter(db: Database, adapter_id: int | None, model: str) -> None:
@@ -203,9 +255,13 @@ def _check_adapter(db: Database, adapter_id: int | None, model: str) -> None:
 def _sent(context: Context, part: Part, images: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
-    data = image_path(context.folder, images[part["image"]]).read_bytes()
+    sha256 = part["image"]
+    try:
+        data = image_path(context.folder, images[sha256]).read_bytes()
+    except OSError as error:
+        raise UserError(f"The image {sha256[:12]} is missing; run `python -m storage check`.") from error
     return {"type": "image", "data": base64.b64encode(data).decode("ascii")}
 
 
 def _adapter(held: str | None) -> int | None:
-    return int(held) if held and held.isdecimal() else None
+    return read_id(held) if held else None

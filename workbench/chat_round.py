@@ -7,22 +7,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.chats import add_turn, get_conversation
-from storage.errors import PlumbError
+from storage.errors import DatabaseBusy, PlumbError
 from storage.records import Conversation
 from workbench import chat_view
-from workbench.chat_client import Delta, Done, Event, Failed, Line, ModelGone, Ready, ready_process, stream
-from workbench.chat_desk import Cast, Decoding, View, check_decoding, history, next_position, store_question
+from workbench.chat_client import (
+    Delta,
+    Done,
+    Event,
+    Failed,
+    Line,
+    ModelGone,
+    Ready,
+    Waiting,
+    ready_process,
+    stream,
+)
+from workbench.chat_desk import (
+    Cast,
+    Decoding,
+    View,
+    check_decoding,
+    check_message,
+    history,
+    read_open_question,
+    store_answers,
+    store_question,
+)
+from workbench.chat_holds import Hold
 from workbench.chat_view import COLUMNS
 from workbench.context import Context
 
 FRAME_SECONDS = 0.08  # how often a growing answer is sent to the browser
 PATIENCE_SECONDS = 0.25  # how soon a Stop, or a closed tab, is noticed while nothing happens
 SEARCHES = 20
+STORE_TRIES = 3  # each waits for the database's lock as long as any write does
 
 
 class Halt:
@@ -55,7 +77,8 @@ class Stops:
         halt = self._halts.get(session)
         if halt is not None:
             halt.asked = halt.abandoned = True
-            await asyncio.wait([asyncio.create_task(halt.ended.wait())], timeout=5.0)
+            with suppress(TimeoutError):  # what it still stores then has a place of its own
+                await asyncio.wait_for(halt.ended.wait(), 5.0)
 
     def end(self, session: str, halt: Halt) -> None:
         halt.ended.set()
@@ -80,6 +103,7 @@ class _Round:
     answers: tuple[_Answer, _Answer] = field(default_factory=lambda: (_Answer(), _Answer()))
     ahead: int = 0
     spoke: bool = False
+    kept: bool = False  # the answers are stored
 
     def take(self, event: Event) -> None:
         match event:
@@ -111,7 +135,7 @@ class _Round:
         for column, answer in zip(columns, self.answers, strict=True):
             if self.spoke and (answer.text or answer.finish in (None, "stop")):
                 column.append(chat_view.answer(answer.text, answer.finish, live=True))
-        unanswered = not running and not self.said
+        unanswered = not running and not self.kept
         return View(self.conversation.id, columns, status, running, asked=True, unanswered=unanswered)
 
     def status(self) -> str:
@@ -147,9 +171,11 @@ async def send(
     """Store the question, then have it answered.
 
     Raises:
-        PlumbError: the question could not be stored; nothing has changed.
+        PlumbError: the question could not be stored, or has vanished since.
     """
     decoding = check_decoding(values)
+    check_message(text, files, cast.model)
+    await stops.abandon(session)  # an answer that still runs here belongs above this question
     arguments = (context, user, conversation_id, text, files, cast, decoding)
     stored = await asyncio.to_thread(store_question, *arguments)
     async with aclosing(answer_last(context, stops, session, user, stored, cast, decoding)) as views:
@@ -164,16 +190,21 @@ async def answer_last(
 
     Closing this iterator (a closed tab) stops the decoding and stores what there is. It yields often, also
     while nothing happens: between two yields nobody could tell it that the tab has gone.
+
+    Raises:
+        PlumbError: there is no such conversation, or its last question has been answered. Whatever goes wrong
+            later is shown in the last view, which never runs.
     """
+    await stops.abandon(session)
+    round_ = _Round(await asyncio.to_thread(read_open_question, context, user, conversation_id), cast)
     halt = stops.begin(session)
-    with context.database() as db:
-        round_ = _Round(get_conversation(db, conversation_id, user), cast)
     try:
         yield round_.view(chat_view.note("Looking for the model …", busy=True))
-        async for status in _converse(context, user, round_, decoding, halt):
-            if halt.abandoned:
-                break
-            yield round_.view(status)
+        async with aclosing(_converse(context, user, round_, decoding, halt)) as states:
+            async for status in states:
+                if halt.abandoned:
+                    break
+                yield round_.view(status)
         round_.close("stopped" if halt.asked else "failed")
         summary = round_.summary()
     except PlumbError as error:
@@ -181,52 +212,80 @@ async def answer_last(
         summary = chat_view.problem(str(error))
     finally:
         round_.close("stopped")
-        try:
-            if round_.said:  # else the question stays open, and can be tried again
-                _store_answers(context, round_)
-        finally:
-            stops.end(session, halt)
+        # A task of its own: it goes on if this one is cancelled, and only its end is the round's end.
+        keeping = asyncio.create_task(_keep(context, stops, session, halt, round_))
+        trouble = await asyncio.shield(keeping)
     if halt.abandoned:
         return
-    yield round_.view(summary, running=False)
+    yield round_.view(trouble or summary, running=False)
+
+
+async def _keep(context: Context, stops: Stops, session: str, halt: Halt, round_: _Round) -> str:
+    """Store the answers, off the event loop, and end the round; returns what the page says if that failed."""
+    answers = [(answer.text, answer.finish) for answer in round_.answers]
+    try:
+        if not round_.said:
+            return ""  # the question stays open, and can be tried again
+        for left in reversed(range(STORE_TRIES)):
+            try:
+                await asyncio.to_thread(store_answers, context, round_.conversation, round_.cast, answers)
+                break
+            except DatabaseBusy:
+                if not left:
+                    raise
+        round_.kept = True
+        return ""
+    except PlumbError as error:
+        return chat_view.problem(f"These answers are shown, but they could not be stored. {error}")
+    finally:
+        stops.end(session, halt)
 
 
 async def _converse(
     context: Context, user: str, round_: _Round, decoding: Decoding, halt: Halt
 ) -> AsyncGenerator[str]:
     """Find the model and stream the answers into the round; yields the status line."""
-    needed = [adapter for adapter in round_.cast.adapters if adapter is not None]
-    for _ in range(SEARCHES):
-        ready = None
-        async with aclosing(ready_process(context, user, round_.cast.model, needed)) as states:
-            async for state in states:
-                if halt.asked:
-                    return
-                if isinstance(state, Ready):
-                    ready = state
-                else:
-                    yield chat_view.waiting(state)
-        assert ready is not None  # ready_process ends with it, or raises
-        turns = round_.conversation.turns
-        columns = [
-            {"id": name, "adapter": adapter, "messages": await asyncio.to_thread(history, context, turns, number)}
-            for number, (name, adapter) in enumerate(zip(COLUMNS, round_.cast.adapters, strict=True))
-        ]
-        round_.spoke = True
-        source = stream(context, ready, columns, decoding.model_dump())
-        try:
-            async with aclosing(paced(source, halt)) as frames:
-                async for frame in frames:
-                    for event in frame:
-                        round_.take(event)
-                    yield round_.status()
-            return
-        except ModelGone:
-            # It has left, but its last event isn't read yet: the next look finds it ended and starts another.
-            round_.spoke = False
-            yield chat_view.note("The model's process has left; looking for another …", busy=True)
-            await asyncio.sleep(PATIENCE_SECONDS * 2)
+    with Hold(context.folder) as hold:
+        for _ in range(SEARCHES):
+            ready = None
+            async with aclosing(_searching(context, user, round_, hold)) as states:
+                async for state in states:
+                    if halt.asked:
+                        return
+                    if isinstance(state, Ready):
+                        ready = state
+                    else:
+                        yield chat_view.waiting(state)
+            assert ready is not None  # the search ends with it, or raises
+            turns = round_.conversation.turns
+            columns = [
+                {
+                    "id": name,
+                    "adapter": adapter,
+                    "messages": await asyncio.to_thread(history, context, turns, number),
+                }
+                for number, (name, adapter) in enumerate(zip(COLUMNS, round_.cast.adapters, strict=True))
+            ]
+            round_.spoke = True
+            source = stream(context, ready, columns, decoding.model_dump())
+            try:
+                async with aclosing(paced(source, halt)) as frames:
+                    async for frame in frames:
+                        for event in frame:
+                            round_.take(event)
+                        yield round_.status()
+                return
+            except ModelGone:
+                # It has left, but its last event isn't read yet: the next look finds it ended and starts another.
+                round_.spoke = False
+                yield chat_view.note("The model's process has left; looking for another …", busy=True)
+                await asyncio.sleep(PATIENCE_SECONDS * 2)
     raise PlumbError("The model's process does not answer. Stop its job on the Jobs page and send again.")
+
+
+def _searching(context: Context, user: str, round_: _Round, hold: Hold) -> AsyncGenerator[Waiting | Ready]:
+    needed = [adapter for adapter in round_.cast.adapters if adapter is not None]
+    return ready_process(context, user, round_.cast.model, needed, hold)
 
 
 async def paced(source: AsyncGenerator[Event], halt: Halt) -> AsyncGenerator[list[Event]]:
@@ -269,20 +328,3 @@ async def paced(source: AsyncGenerator[Event], halt: Halt) -> AsyncGenerator[lis
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-def _store_answers(context: Context, round_: _Round) -> None:
-    with context.database() as db:
-        position = next_position(round_.conversation)
-        for number, answer in enumerate(round_.answers):
-            add_turn(
-                db,
-                round_.conversation.id,
-                position,
-                "assistant",
-                [{"type": "text", "text": answer.text}],
-                column_number=number,
-                model=round_.cast.model,
-                adapter_id=round_.cast.adapters[number],
-                finish=answer.finish,
-            )

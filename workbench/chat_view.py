@@ -1,8 +1,12 @@
 """Conversations as what the Chat page shows. Pure: records in, text out.
 
 Nothing that a model or a person writes becomes HTML: outside of code every `<` and `&` is escaped, so that
-`<script>` is read and never run. Pictures that an answer links to are not fetched, since that alone would
-tell a foreign host what was asked. Gradio's sanitiser stands behind this as a second wall.
+`<script>` is read and never run. What is code is only a guess here, since the browser's parser has the last
+word: in code, where escapes would be read as they are, an invisible character breaks whatever could begin a tag
+or a picture. Copied code carries that character.
+
+Pictures that an answer links to are not fetched, since that alone would tell a foreign host what was asked.
+Gradio's sanitiser stands behind this as a second wall.
 """
 
 from __future__ import annotations
@@ -19,26 +23,28 @@ ChatMessage = dict[str, Any]
 
 COLUMNS = ("left", "right")
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+_FENCE = re.compile(r"^ {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+_CODE = re.compile(r"(?<![`\\])(`+)(?!`)((?:(?!\n[ \t]*\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
+_OPENS = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
+_BREAK = "\u2060"  # word joiner: no width, and no place to break a line
 
 
 def safe_markdown(text: str) -> str:
-    """Markdown in which HTML is shown and images are plain links; code stays as it is."""
+    """Markdown in which HTML is shown and images are plain links; code looks as it is."""
     out: list[str] = []
     prose: list[str] = []
     fence = ""
     for line in text.split("\n"):
         found = _FENCE.match(line)
         if fence:
-            out.append(line)
+            out.append(_broken(line))
             if found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not line.strip(" `~"):
                 fence = ""
         elif found:
             if prose:
                 out.append(_safe_prose("\n".join(prose)))
             prose, fence = [], found[1]
-            out.append(line)
+            out.append(_broken(line))
         else:
             prose.append(line)
     if prose:
@@ -50,9 +56,13 @@ def _safe_prose(text: str) -> str:
     parts: list[str] = []
     place = 0
     for found in _CODE.finditer(text):
-        parts += [_escaped(text[place : found.start()]), found[0]]
+        parts += [_escaped(text[place : found.start()]), _broken(found[0])]
         place = found.end()
     return "".join([*parts, _escaped(text[place:])])
+
+
+def _broken(text: str) -> str:
+    return _OPENS.sub(lambda found: found[0] + _BREAK, text)
 
 
 def _escaped(text: str) -> str:

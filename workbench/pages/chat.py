@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from storage.chats import get_conversation, list_conversations
-from storage.errors import PlumbError
+from storage.errors import NotFound, PlumbError
 from workbench import chat_view
 from workbench.chat_desk import (
     Cast,
@@ -26,7 +27,7 @@ from workbench.chat_desk import (
 )
 from workbench.chat_round import Stops, answer_last, send
 from workbench.context import Context
-from workbench.events import CONCURRENCY, told
+from workbench.events import CONCURRENCY, read_id, told
 from workbench.forms import Form, build_form, collect, controls_of
 
 # An answer may wait for a training: many may wait at once, and none of them does anything meanwhile.
@@ -203,21 +204,35 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
 
     def opening(request: gr.Request) -> dict[Any, Any]:
         query = dict(request.query_params)
-        return turn_to(context.user(request), _number(query, "conversation"), _number(query, "adapter"))
+        return turn_to(context.user(request), read_id(query.get("conversation")), read_id(query.get("adapter")))
+
+    def emptied(user: str, cast: Cast) -> dict[Any, Any]:
+        """Updates that show a conversation without a turn."""
+        view = View(None, ([], []), model_state(context, cast))
+        return parts.show(view) | {parts.talks: talks_of(user, None, cast)}
+
+    def refused(error: PlumbError) -> dict[Any, Any]:
+        """What was shown stays; no answer runs in it any more."""
+        return {parts.status: chat_view.problem(str(error)), parts.stop: gr.update(interactive=False)}
 
     # Whoever turns to another conversation ends the answer of this one: its words would come up in the other.
     # Gradio's own `cancels` would leave "Error" in the columns.
     async def choosing(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
         await stops.abandon(str(request.session_hash))
-        wanted = int((event._data or {})["conversation"])
-        return await asyncio.to_thread(turn_to, context.user(request), wanted)
+        wanted = read_id(str((event._data or {}).get("conversation")))
+        try:
+            if wanted is None:
+                raise NotFound("There is no such conversation of yours; start a new one.")
+            return await asyncio.to_thread(turn_to, context.user(request), wanted)
+        except PlumbError as error:
+            return refused(error)
 
     async def fresh(model: str, left: str, right: str, request: gr.Request) -> dict[Any, Any]:
         await stops.abandon(str(request.session_hash))
-        cast = Cast.read(model, left, right)
-        return parts.show(View(None, ([], []), model_state(context, cast))) | {
-            parts.talks: talks_of(context.user(request), None, cast)
-        }
+        try:
+            return await asyncio.to_thread(emptied, context.user(request), Cast.read(model, left, right))
+        except PlumbError as error:
+            return refused(error)
 
     def recasting(model: str) -> dict[Any, Any]:
         with context.database() as db:
@@ -238,17 +253,18 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
             cast, values = Cast.read(model, left, right), collect(parts.form.controls, raw)
             text, files = message.get("text") or "", list(message.get("files") or ())
             views = send(context, stops, str(request.session_hash), user, conversation, text, files, cast, values)
-            emptied = False
-            async for view in views:
-                updates = parts.show(view)
-                if view.asked and not emptied:
-                    emptied = True
-                    updates[parts.box] = {"text": "", "files": []}
-                    updates[parts.talks] = talks_of(user, view.conversation, cast)
-                yield updates
+            asked = False
+            async with aclosing(views):
+                async for view in views:
+                    updates = parts.show(view)
+                    if view.asked and not asked:
+                        asked = True
+                        updates[parts.box] = {"text": "", "files": []}
+                        updates[parts.talks] = await asyncio.to_thread(talks_of, user, view.conversation, cast)
+                    yield updates
             yield still
         except PlumbError as error:
-            yield {parts.status: chat_view.problem(str(error))}
+            yield refused(error)
 
     async def retrying(
         request: gr.Request, conversation: int | None, model: str, left: str, right: str, *raw: Any
@@ -257,14 +273,14 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
             return
         try:
             cast, decoding = Cast.read(model, left, right), check_decoding(collect(parts.form.controls, raw))
-            session = str(request.session_hash)
-            async for view in answer_last(
-                context, stops, session, context.user(request), conversation, cast, decoding
-            ):
-                yield parts.show(view)
+            session, user = str(request.session_hash), context.user(request)
+            views = answer_last(context, stops, session, user, conversation, cast, decoding)
+            async with aclosing(views):
+                async for view in views:
+                    yield parts.show(view)
             yield still
         except PlumbError as error:
-            yield {parts.status: chat_view.problem(str(error))}
+            yield refused(error)
 
     async def stopping(request: gr.Request) -> None:
         stops.stop(str(request.session_hash))
@@ -279,8 +295,3 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
     parts.box.submit(asking, [parts.conversation, parts.box, *settings], parts.shown, **answering)
     parts.again.click(retrying, [parts.conversation, *settings], parts.shown, **answering)
     parts.stop.click(stopping, None, None, **quiet)
-
-
-def _number(query: Mapping[str, str], name: str) -> int | None:
-    asked = query.get(name, "")
-    return int(asked) if asked.isdecimal() else None
