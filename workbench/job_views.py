@@ -52,8 +52,8 @@ def job_list(
     mark = f'<span data-open="{open_jobs}"{address}></span>'
     if not jobs:
         return (
-            f'{mark}<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press Start. '
-            "A job goes on when you close this page.</p></div>"
+            f'{mark}<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press '
+            "Start. A job goes on when you close this page.</p></div>"
         )
     entries = "".join(
         _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
