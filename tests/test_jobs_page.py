@@ -322,3 +322,12 @@ def test_every_event_of_the_page_has_a_concurrency_limit(context: Context) -> No
 @pytest.mark.parametrize("asked", ["99999999999999999999", "-1", "x", ""])
 def test_an_address_with_no_job_in_it_selects_none(asked: str) -> None:
     assert selected_by({"job": asked}) is None
+
+
+def test_every_offer_has_its_field(world: World, context: Context) -> None:
+    """A choice without a control would break the page's opening: the form of that kind would never appear."""
+    offers = job_launch.offers(world.db, context.settings)
+    for kind in job_launch.LAUNCHED:
+        paths = {control.path for control in job_launch.controls(kind)}
+        assert set(offers.choices[kind]) == set(job_launch.DROPDOWNS[kind]) <= paths
+        assert set(job_launch.MAIN[kind]) <= paths

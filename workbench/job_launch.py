@@ -47,7 +47,7 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
         "samples.source": False,
         "samples.dataset": False,
     },
-    "judge": {"device": False, "samples.source": False, "samples.dataset": False},
+    "judge": {"samples.source": False, "samples.dataset": False},
     "dpo": {"dataset": False, "model": True, "device": False},
 }
 
@@ -93,7 +93,7 @@ def offers(db: Database, settings: Settings) -> Offers:
     return Offers(
         choices={
             "generate": {"model": models, "adapter": adapter_choices(db, DEMO), "device": devices, **samples},
-            "judge": {"device": devices, **samples},
+            "judge": dict(samples),
             "dpo": {"dataset": frozen, "model": models, "device": devices},
         },
         hints=_hints(db, bool(datasets)),
