@@ -89,16 +89,78 @@ class GenerateConfig(ModelConfig):
         return self
 
 
-class JudgeConfig(JobConfig):
-    """Score the candidates of each sample with a judge."""
+class CallConfig(JobConfig):
+    """A job that asks a remote model: which one, how, and what it may cost."""
 
-    kind: ClassVar[str] = "judge"
     device_kind: ClassVar[Literal["device", "network"]] = "network"
 
-    judge: Literal["easy-vqa-rules"] = Field(
-        "easy-vqa-rules", title="Judge", description="the rule-based judge that knows easy-VQA's answers"
+    model: str = Field(
+        "gemini-2.5-flash",
+        min_length=1,
+        max_length=200,
+        title="Judge's model",
+        description="as the provider names it; its price and limits stand on the Judges page",
+    )
+    budget: float = Field(
+        1.0, gt=0.0, le=1_000_000.0, title="Budget", description="dollars; the job stops before it would cost more"
+    )
+    max_requests: int | None = Field(
+        None, ge=1, le=100_000_000, title="At most requests", description="empty: as the budget allows"
+    )
+    temperature: float = Field(0.0, ge=0.0, le=2.0, title="Temperature", description="0: the same again")
+    max_output_tokens: int = Field(
+        8192, ge=64, le=65_536, title="Longest reply", description="tokens; a model's thinking counts among them"
+    )
+    timeout: float = Field(120.0, ge=1.0, le=3600.0, title="Wait for a reply", description="seconds")
+    concurrency: int = Field(
+        16, ge=1, le=256, title="Requests at once", description="limits a minute hold whatever stands here"
+    )
+    second_tries: int = Field(
+        1,
+        ge=0,
+        le=5,
+        title="Ask again",
+        description="times, where a reply was cut off or cannot be read; each is paid",
     )
     samples: Selection = Field(Selection(), title="Samples")
+
+
+class JudgeConfig(CallConfig):
+    """Score the candidates of each sample with a judge (paper.md, section 2)."""
+
+    kind: ClassVar[str] = "judge"
+
+    judge: Literal["easy-vqa-rules", "gemini", "openai"] = Field(
+        "easy-vqa-rules",
+        title="Judge",
+        description="rules: knows easy-VQA's answers, costs nothing; openai: any endpoint of that kind",
+    )
+    rubric: str = Field(
+        "plumb-1", min_length=1, title="Rubric", description="a version; new ones are made on Judges"
+    )
+    mode: Literal["together", "alone"] = Field(
+        "together", title="Mode", description="all answers of a sample in one request, or each alone"
+    )
+    checklists: bool = Field(
+        False, title="With checklists", description="only samples that have one; made by a checklist job"
+    )
+    order_seed: int = Field(
+        0, ge=0, le=2**31 - 1, title="Order's seed", description="shuffles the answers; another seed judges anew"
+    )
+    ask_blocked: bool = Field(
+        False, title="Ask blocked ones again", description="samples that the provider has refused to judge"
+    )
+
+
+class ChecklistConfig(CallConfig):
+    """Write a checklist for each sample, once (arXiv 2604.13029)."""
+
+    kind: ClassVar[str] = "checklist"
+
+    judge: Literal["gemini", "openai"] = Field(
+        "gemini", title="Written by", description="openai: any endpoint of that kind"
+    )
+    items: int = Field(8, ge=2, le=20, title="At most items", description="essential and additional together")
 
 
 class DpoConfig(ModelConfig):
@@ -143,7 +205,7 @@ class ServeConfig(ModelConfig):
 
 
 KINDS: dict[str, type[JobConfig]] = {
-    model.kind: model for model in (GenerateConfig, JudgeConfig, DpoConfig, ServeConfig)
+    model.kind: model for model in (GenerateConfig, ChecklistConfig, JudgeConfig, DpoConfig, ServeConfig)
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

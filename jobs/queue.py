@@ -236,6 +236,7 @@ def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
         device=job.device or ("network" if job.slot_kind == "network" else "auto"),
         dataset_hash=freight.dataset.hash if freight.dataset else None,
         models_dir=str(folder.models),
+        judges_dir=str(folder.judges),
         versions=versions(),
         created_at=job.created_at,
     )

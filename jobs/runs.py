@@ -41,6 +41,7 @@ class JobFile(BaseModel):
     device: str = Field(description="'cpu', 'cuda:0' … or 'network' for jobs that need no device")
     dataset_hash: str | None = None
     models_dir: str = Field(description="where models that Plumb assembles are kept and shared")
+    judges_dir: str = Field("", description="the ledger and limits that all workers of a data folder share")
     versions: dict[str, str] = Field(default_factory=dict)
     created_at: str
 

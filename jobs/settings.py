@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     supervisor_idle_seconds: float = Field(
         60.0, ge=0.0, description="a supervisor with nothing to do leaves after this time"
     )
+
+    gemini_client: Literal["google-generativeai", "google-genai"] = Field(
+        "google-generativeai", description="the package that talks to Gemini; Google supports the second alone"
+    )
+    gemini_url: str = Field("", description="another address for Gemini's API; empty: Google's")
+    openai_url: str = Field("", description="an OpenAI-compatible endpoint, as http://127.0.0.1:8000/v1")
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -55,6 +55,11 @@ class DataFolder:
         return self.root / "runs"
 
     @property
+    def judges(self) -> Path:
+        """What judges share: rubrics made here, prices and limits, the ledger of what was asked and paid."""
+        return self.root / "judges"
+
+    @property
     def runtime(self) -> Path:
         """Locks, the supervisor's log and the key of this data folder; nothing worth a backup."""
         return self.root / "runtime"
@@ -69,8 +74,16 @@ class DataFolder:
             UserError: the folder cannot be created or written.
         """
         try:
-            parts = (self.images, self.thumbnails, self.adapters, self.models, self.runs, self.runtime)
-            for part in parts:
+            parts = (
+                self.images,
+                self.thumbnails,
+                self.adapters,
+                self.models,
+                self.runs,
+                self.judges,
+                self.runtime,
+            )
+            for part in (*parts, self.judges, self.runtime):
                 part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(

@@ -135,7 +135,7 @@ def _mark(db: Database, action: Action, column: str) -> None:
 def _restore(db: Database, latest: Action, change: Row) -> None:
     table, key = change["table_name"], json.loads(change["row_key"])
     before, after = _load(change["before"]), _load(change["after"])
-    if _read(db, table, key) != after:
+    if not _still(_read(db, table, key), after):
         raise Conflict(
             f"“{latest.label}” cannot be undone: the row in {table} has been changed since. "
             "Reload the page to see it as it is now."
@@ -149,6 +149,13 @@ def _restore(db: Database, latest: Action, change: Row) -> None:
         raise Conflict(
             f"“{latest.label}” cannot be undone: something was built on it since (a frozen data set, say)."
         ) from error
+
+
+def _still(now: Row | None, after: Row | None) -> bool:
+    """Whether a row is as the action left it; columns that a later migration added do not count."""
+    if now is None or after is None:
+        return now is after
+    return all(name in now and now[name] == value for name, value in after.items())
 
 
 def _put(db: Database, table: str, key: Row, values: Row, exists: bool) -> None:

@@ -251,3 +251,47 @@ def m001_create_tables(db: Database) -> None:
     for statement in _TABLES:
         db.conn.execute(statement)
     db.table("samples").enable_fts(["question", "reference"], create_triggers=True)
+
+
+@migrations()
+def m002_keep_judges_calls(db: Database) -> None:
+    """Checklists, the key of a judgement, the place at which a judge read an answer."""
+    statements = [
+        # A checklist is never changed: an edit is a new version of the sample's list.
+        # instructions: the version of the text that asked for it; author: the person who edited it.
+        """CREATE TABLE checklists (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+            version INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('ok', 'blocked', 'truncated', 'unparseable', 'failed')),
+            items TEXT NOT NULL DEFAULT '[]',
+            model TEXT,
+            instructions TEXT NOT NULL DEFAULT '',
+            author TEXT REFERENCES users(name),
+            job_id INTEGER REFERENCES jobs(id),
+            raw TEXT NOT NULL DEFAULT '',
+            reason TEXT NOT NULL DEFAULT '',
+            tokens_in INTEGER NOT NULL DEFAULT 0,
+            tokens_out INTEGER NOT NULL DEFAULT 0,
+            cost REAL NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL,
+            UNIQUE (sample_id, version),
+            UNIQUE (job_id, sample_id)
+        )""",
+        # key: what was judged by whom in which order (jobs/judges/identity.py); '' for a person.
+        "ALTER TABLE judgements ADD COLUMN key TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE judgements ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE judgements ADD COLUMN checklist_id INTEGER REFERENCES checklists(id)",
+        "CREATE INDEX judgements_by_key ON judgements (key)",
+        # position: the place at which the judge read the answer, 0 for the letter A; NULL where there was none.
+        "ALTER TABLE scores ADD COLUMN position INTEGER",
+        """CREATE TABLE checklist_points (
+            judgement_id INTEGER NOT NULL REFERENCES judgements(id) ON DELETE CASCADE,
+            candidate_id INTEGER NOT NULL REFERENCES candidates(id) ON DELETE CASCADE,
+            number INTEGER NOT NULL,
+            met INTEGER NOT NULL CHECK (met IN (0, 1)),
+            PRIMARY KEY (judgement_id, candidate_id, number)
+        ) WITHOUT ROWID""",
+    ]
+    for statement in statements:
+        db.conn.execute(statement)

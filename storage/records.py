@@ -91,6 +91,7 @@ class Score:
     coherence: int | None = None
     complexity: int | None = None
     verbosity: int | None = None
+    position: int | None = None  # where a judge read the answer: 0 for A
 
     def value(self, metric: str) -> int | None:
         found: int | None = getattr(self, metric)
@@ -99,6 +100,15 @@ class Score:
     @property
     def complete(self) -> bool:
         return all(self.value(metric) is not None for metric in METRICS)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A judge's yes or no to one item of a checklist for one candidate. `number` counts from 1."""
+
+    candidate_id: int
+    number: int
+    met: bool
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,39 @@ class Judgement:
     cost: float
     created_at: str
     scores: tuple[Score, ...]
+    key: str = ""
+    note: str = ""
+    checklist_id: int | None = None
+    points: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChecklistItem:
+    """A criterion that an answer meets or does not; a failed essential one makes an answer bad."""
+
+    text: str
+    essential: bool
+
+
+@dataclass(frozen=True)
+class Checklist:
+    """One version of a sample's checklist, written by a model (job) or edited by a person (author)."""
+
+    id: int
+    sample_id: int
+    version: int
+    state: JudgementState
+    items: tuple[ChecklistItem, ...]
+    model: str | None
+    instructions: str
+    author: str | None
+    job_id: int | None
+    raw: str
+    reason: str
+    tokens_in: int
+    tokens_out: int
+    cost: float
+    created_at: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sqlite_utils import Database
 from storage import history
 from storage.candidates import get_candidate
 from storage.errors import UserError
-from storage.records import HIGHEST, LOWEST, METRICS, Judgement, JudgementState, Rater, Score, now
+from storage.records import HIGHEST, LOWEST, METRICS, Judgement, JudgementState, Point, Rater, Score, now
 from storage.rows import marks, one, rows
 
 
@@ -69,21 +69,50 @@ def add_judgement(
     tokens_in: int = 0,
     tokens_out: int = 0,
     cost: float = 0.0,
+    key: str = "",
+    note: str = "",
+    checklist_id: int | None = None,
+    points: Iterable[dict[str, Any]] = (),
 ) -> int | None:
-    """Store a judge's call with its scores; None if this job has judged the sample already."""
+    """Store a judge's call with its scores; None if this job has judged the sample already.
+
+    Args:
+        scores: of each candidate {candidate_id, five metrics, position}; position may be missing.
+        key: names what was judged, see `jobs.judges.identity`.
+        note: what the reader of the scores should know (an image was made smaller, say).
+        points: {candidate_id, number, met} of each item of the checklist.
+    """
     cursor = db.conn.execute(
         "INSERT OR IGNORE INTO judgements"
-        " (rater_id, sample_id, job_id, state, raw, reason, tokens_in, tokens_out, cost, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [rater_id, sample_id, job_id, state, raw, reason, tokens_in, tokens_out, cost, now()],
+        " (rater_id, sample_id, job_id, state, raw, reason, tokens_in, tokens_out, cost, key, note, checklist_id,"
+        " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            rater_id,
+            sample_id,
+            job_id,
+            state,
+            raw,
+            reason,
+            tokens_in,
+            tokens_out,
+            cost,
+            key,
+            note,
+            checklist_id,
+            now(),
+        ],
     )
     if cursor.rowcount == 0:
         return None
     judgement_id = int(cursor.lastrowid or 0)
-    columns = ("candidate_id", *METRICS)
+    columns = ("candidate_id", *METRICS, "position")
     db.conn.executemany(
         f"INSERT INTO scores (judgement_id, {', '.join(columns)}) VALUES (?, {marks(columns)})",
-        [[judgement_id, *(score[column] for column in columns)] for score in scores],
+        [[judgement_id, *({"position": None, **score}[column] for column in columns)] for score in scores],
+    )
+    db.conn.executemany(
+        "INSERT INTO checklist_points (judgement_id, candidate_id, number, met) VALUES (?, ?, ?, ?)",
+        [[judgement_id, point["candidate_id"], point["number"], int(point["met"])] for point in points],
     )
     return judgement_id
 
@@ -104,6 +133,15 @@ def get_judgements(
             part,
         ):
             scores.setdefault(row.pop("judgement_id"), []).append(Score(**row))
+        points: dict[int, list[Point]] = {}
+        for row in rows(
+            db,
+            f"SELECT p.* FROM checklist_points p JOIN judgements j ON j.id = p.judgement_id"
+            f" WHERE j.sample_id IN ({marks(part)}){only} ORDER BY p.candidate_id, p.number",
+            part,
+        ):
+            point = Point(row["candidate_id"], row["number"], bool(row["met"]))
+            points.setdefault(row["judgement_id"], []).append(point)
         for row in rows(
             db,
             f"""SELECT j.*, r.kind, r.name, r.version, r.mode FROM judgements j
@@ -112,7 +150,14 @@ def get_judgements(
             part,
         ):
             rater = Rater(row.pop("rater_id"), *(row.pop(name) for name in ("kind", "name", "version", "mode")))
-            found[row["sample_id"]].append(Judgement(rater=rater, scores=tuple(scores.get(row["id"], ())), **row))
+            found[row["sample_id"]].append(
+                Judgement(
+                    rater=rater,
+                    scores=tuple(scores.get(row["id"], ())),
+                    points=tuple(points.get(row["id"], ())),
+                    **row,
+                )
+            )
     return found
 
 
@@ -144,6 +189,20 @@ def judged_fully(db: Database, rater: tuple[str, str, str]) -> set[int]:
                    JOIN raters r ON r.id = j.rater_id
                    WHERE x.candidate_id = c.id AND j.state = 'ok' AND r.kind = 'judge'
                    AND r.name = ? AND r.version = ? AND r.mode = ?))""",
+            list(rater),
+        )
+    }
+
+
+def states_by_key(db: Database, rater: tuple[str, str, str]) -> dict[str, JudgementState]:
+    """The state of the latest judgement under each key of this judge (name, version, mode)."""
+    return {
+        row["key"]: row["state"]
+        for row in rows(
+            db,
+            """SELECT j.key, j.state FROM judgements j JOIN raters r ON r.id = j.rater_id
+               WHERE r.kind = 'judge' AND r.name = ? AND r.version = ? AND r.mode = ? AND j.key <> ''
+               ORDER BY j.id""",
             list(rater),
         )
     }

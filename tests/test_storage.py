@@ -298,7 +298,9 @@ def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(ran, key=len) == [[], [], [], ["m001_create_tables"]]
+    first, *others = sorted(ran, key=len, reverse=True)
+    assert first[0] == "m001_create_tables"
+    assert others == [[], [], []]
 
 
 def test_one_key_a_folder_whoever_is_first(tmp_path: Path) -> None:
