@@ -68,7 +68,7 @@ def serve(settings: Settings) -> None:
         ws="none",  # Gradio streams over plain HTTP
         timeout_graceful_shutdown=3,
     )
-    ensure_supervisor(settings)  # last: its own start shall not slow the first page's
+    ensure_supervisor(settings, fresh=True)  # last: its own start shall not slow the first page's
     announce(settings, doorkeeper, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -9,11 +9,16 @@ from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter, keep_adapter
 from storage.candidates import add_generated
+from storage.checklists import add_checklist
 from storage.database import immediate
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 from storage.records import Attempt, Job
 from storage.scores import add_judgement, ensure_rater
+
+_CALL = ("state", "raw", "reason", "tokens_in", "tokens_out", "cost")
+_JUDGEMENT = (*_CALL, "scores", "points", "checklist_id", "key", "note")
+_CHECKLIST = (*_CALL, "model", "instructions", "items")
 
 
 def drain(db: Database, folder: DataFolder, attempt_id: int) -> list[Event]:
@@ -74,11 +79,14 @@ def apply(
                 rater_id=ensure_rater(db, "judge", **event["rater"]),
                 sample_id=event["sample_id"],
                 job_id=job.id,
-                **{
-                    name: event[name]
-                    for name in ("state", "raw", "reason", "scores", "tokens_in", "tokens_out", "cost")
-                    if name in event
-                },
+                **{name: event[name] for name in _JUDGEMENT if name in event},
+            )
+        case "checklist":
+            add_checklist(
+                db,
+                sample_id=event["sample_id"],
+                job_id=job.id,
+                **{name: event[name] for name in _CHECKLIST if name in event},
             )
         case "adapter":
             sha256, size = (kept or {})[event["path"]]

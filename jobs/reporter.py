@@ -8,8 +8,12 @@ byte offset. Kinds:
     progress   done, total, unit
     metric     step, values {name: number}
     candidate  sample_id, number, text, tokens, finish ("stop" | "length"), settings {…}
-    judgement  sample_id, rater {name, version, mode}, state, raw, reason, scores [{candidate_id, five metrics}],
-               tokens_in, tokens_out, cost
+    reply      key, part, sample_id, text, finish, detail, tokens_in, tokens_out, cost
+                                                      of a remote model, written before anything is made of it
+    judgement  sample_id, rater {name, version, mode}, state, raw, reason, scores [{candidate_id, five metrics,
+               position}], points [{candidate_id, number, met}], checklist_id, key, note, tokens_in, tokens_out, cost
+    checklist  sample_id, model, instructions, state, items [{text, essential}], raw, reason, tokens_in, tokens_out,
+               cost
     adapter    path (relative to the run folder), name, base_model, method, settings {…}
     endpoint   port                                   of a `serve` job, on loopback
     note       text                                   for the person who reads the run
@@ -30,6 +34,9 @@ from typing import Any
 import psutil
 
 from jobs.runs import RunFolder
+
+
+JUDGES = ("google-generativeai", "google-genai", "openai")
 
 
 class Stopped(Exception):
@@ -74,7 +81,8 @@ class Reporter:
         """Append one event as one write, so that a reader sees whole lines or a torn last one."""
         line = json.dumps({"kind": kind, "time": time.time(), **fields}, ensure_ascii=False, allow_nan=False)
         with self._lock:
-            self._file.write(line.encode("utf-8") + b"\n")
+            # Half a character (a lone surrogate, from a model's reply, say) has no UTF-8: it becomes "?".
+            self._file.write(line.encode("utf-8", errors="replace") + b"\n")
 
     def phase(self, text: str) -> None:
         self.event("phase", text=text)
@@ -122,7 +130,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "peft", "trl", "accelerate"):
+    for package in ("torch", "transformers", "peft", "trl", "accelerate", *JUDGES):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

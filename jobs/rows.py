@@ -1,7 +1,9 @@
 """Records → rows of a run folder (pure). Rows hold all that a worker needs; images stand as file names.
 
     generate   {sample_id, messages}
-    judge      {sample_id, source, messages, reference, candidates: [{id, text}]}
+    judge      {sample_id, source, messages, reference, candidates: [{id, text}],
+                checklist: {id, version, instructions, items: [{text, essential}]} where the judge gets one}
+    checklist  {sample_id, messages, reference}
     dpo        {split: train | heldout, sample_id, pair_id, messages, chosen, rejected}
 
 `messages` are a chat as transformers' templates take it: [{role, content: [{type: "text", text} |
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from storage.records import Candidate, DatasetRow, Image, Message, Sample
+from storage.records import Candidate, Checklist, DatasetRow, Image, Message, Sample
 
 Row = dict[str, Any]
 
@@ -37,14 +39,35 @@ def generate_row(sample: Sample, images: Mapping[str, Image]) -> Row:
     return {"sample_id": sample.id, "messages": with_file_names(sample.messages, images)}
 
 
-def judge_row(sample: Sample, candidates: Sequence[Candidate], images: Mapping[str, Image]) -> Row:
+def checklist_row(sample: Sample, images: Mapping[str, Image]) -> Row:
     return {
+        "sample_id": sample.id,
+        "messages": with_file_names(sample.messages, images),
+        "reference": sample.reference,
+    }
+
+
+def judge_row(
+    sample: Sample,
+    candidates: Sequence[Candidate],
+    images: Mapping[str, Image],
+    checklist: Checklist | None = None,
+) -> Row:
+    row: Row = {
         "sample_id": sample.id,
         "source": sample.source,
         "messages": with_file_names(sample.messages, images),
         "reference": sample.reference,
         "candidates": [{"id": candidate.id, "text": candidate.text} for candidate in candidates],
     }
+    if checklist is not None:
+        row["checklist"] = {
+            "id": checklist.id,
+            "version": checklist.version,
+            "instructions": checklist.instructions,
+            "items": [{"text": item.text, "essential": item.essential} for item in checklist.items],
+        }
+    return row
 
 
 def dpo_row(row: DatasetRow, images: Mapping[str, Image]) -> Row:

@@ -3,17 +3,18 @@
 runs/<job>/job.json       frozen configuration, base model, data set hash, versions, who asked
 runs/<job>/data/rows.jsonl    the frozen rows, one JSON object a line
 runs/<job>/data/images/   images by content address, as <sha256>.<ext>
+runs/<job>/data/rubric.yaml   the rubric that a remote judge is given
 runs/<job>/data/adapters/<sha256>/   adapters that the job starts from or speaks with
 runs/<job>/events.jsonl   appended by the worker alone
 runs/<job>/log.txt        stdout and stderr of the worker
-runs/<job>/control        what is asked of it (`stop`)
+runs/<job>/control        what is asked of it (`stop`, `pause`)
 runs/<job>/checkpoints/ adapter/
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from storage.errors import UserError
 from storage.files import link_or_copy, write_atomically
 
 JOB_FORMAT = 1
-STOP = "stop"
+STOP, PAUSE = "stop", "pause"
 
 
 class JobFile(BaseModel):
@@ -129,6 +130,7 @@ class RunFolder:
         rows: Iterable[dict[str, Any]],
         images: Iterable[tuple[str, Path]] = (),
         adapters: Iterable[tuple[str, Path]] = (),
+        files: Mapping[str, str] | None = None,
     ) -> None:
         """Write everything the worker will need; job.json comes last, so that a folder with one is whole."""
         self.images.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,8 @@ class RunFolder:
         for sha256, source in adapters:
             for file in sorted(source.iterdir()):
                 link_or_copy(file, self.start_adapter(sha256) / file.name)
+        for name, text in (files or {}).items():
+            write_atomically(self.path / "data" / name, text)
         with self.rows_file.open("w", encoding="utf-8") as file_out:
             for row in rows:
                 file_out.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -145,11 +149,22 @@ class RunFolder:
     def ask_to_stop(self) -> None:
         write_atomically(self.control, STOP + "\n")
 
-    def stop_requested(self) -> bool:
+    def ask_to_pause(self) -> None:
+        write_atomically(self.control, PAUSE + "\n")
+
+    def ask_nothing(self) -> None:
+        """Take back what was asked: a paused job goes on."""
+        self.control.unlink(missing_ok=True)
+
+    def asked(self) -> str:
+        """`stop`, `pause`, or "" where nothing is asked."""
         try:
-            return self.control.read_text(encoding="utf-8").strip() == STOP
+            return self.control.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            return False
+            return ""
+
+    def stop_requested(self) -> bool:
+        return self.asked() == STOP
 
     def log_tail(self, lines: int = 40, max_bytes: int = 64_000) -> str:
         """The last lines of the log, read from the end, so that a log of 1 GB costs no more."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -34,9 +35,10 @@ from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
 
 POLL_SECONDS = 0.5
+HAND_OVER_SECONDS = 3.0
 SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
 # From the request to stop to SIGTERM; a training ends its step and writes a checkpoint first.
-GRACE_SECONDS = {"": 60.0, "dpo": 900.0}
+GRACE_SECONDS = {"": 60.0, "dpo": 900.0, "judge": 300.0, "checklist": 300.0}  # a paid reply is waited for
 KILL_SECONDS = 60.0  # from SIGTERM to SIGKILL
 
 
@@ -44,8 +46,12 @@ def lock_of(folder: DataFolder) -> FileLock:
     return FileLock(folder.runtime / "supervisor.lock")
 
 
-def ensure_supervisor(settings: Settings) -> bool:
+def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
     """Start a detached supervisor unless one is at work; returns whether one was started.
+
+    Args:
+        fresh: have one at work hand over first. Workers inherit its environment, so that an API key or a device
+            that was set since its start would be missing from them.
 
     Submitting and leaving cannot miss each other: a supervisor that leaves looks at the queue once more after
     it has given up the lock.
@@ -54,7 +60,8 @@ def ensure_supervisor(settings: Settings) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        return False
+        if not fresh or not _hand_over(settings.folder, lock):
+            return False
     lock.release()
     environment = dict(os.environ)
     environment["PLUMB_DATA"] = str(settings.folder.root)
@@ -74,6 +81,23 @@ def ensure_supervisor(settings: Settings) -> bool:
     return True
 
 
+def _hand_over(folder: DataFolder, lock: FileLock) -> bool:
+    """Ask the supervisor at work to leave; its workers go on. True, holding the lock, once it has."""
+    note = hand_over_note(folder)
+    note.touch()
+    try:
+        lock.acquire(timeout=HAND_OVER_SECONDS)
+        return True
+    except Timeout:  # it is busy with a long transaction, say: it goes on with what it has
+        return False
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def hand_over_note(folder: DataFolder) -> Path:
+    return folder.runtime / "supervisor.hand-over"
+
+
 def supervise(settings: Settings) -> bool:
     """Run until there has been nothing to do for a while; False if another supervisor is at work."""
     lock = lock_of(settings.folder)
@@ -83,7 +107,8 @@ def supervise(settings: Settings) -> bool:
         except Timeout:
             return False
         try:
-            Supervisor(settings).run_until_idle()
+            if not Supervisor(settings).run_until_idle():
+                return True
         finally:
             lock.release()
         with session(settings.folder) as db:
@@ -102,7 +127,8 @@ class Supervisor:
         self._complained: dict[int, str] = {}
         self._unreadable: set[int] = set()  # attempts whose events cannot be stored
 
-    def run_until_idle(self) -> None:
+    def run_until_idle(self) -> bool:
+        """True where there was nothing more to do, False where another shall take over."""
         quiet_since = time.monotonic()
         log(f"supervisor {os.getpid()} at work on {self._folder.root}")
         while True:
@@ -117,7 +143,10 @@ class Supervisor:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= self._settings.supervisor_idle_seconds:
                 log("nothing to do: leaving")
-                return
+                return True
+            if hand_over_note(self._folder).exists():
+                log("handing over")
+                return False
             time.sleep(POLL_SECONDS)
 
     def step(self, db: Database) -> None:
@@ -279,10 +308,12 @@ class Supervisor:
 def verdict(run: RunFolder, attempt: Attempt, job: Job, code: int | None) -> tuple[JobStatus, str]:
     """How an ended attempt is to be booked: by its own last word, else by how the process ended."""
     last = None
+    # A resumed job's folder holds the last words of earlier attempts.
+    began = datetime.fromisoformat(attempt.started_at).timestamp()
     for event in read_events(run.events):
         if event["kind"] == "started":
             last = None  # an earlier attempt's last word says nothing about this one
-        elif event["kind"] == "end":
+        elif event["kind"] == "end" and event.get("time", began) >= began:
             last = event
     if last is not None and last.get("status") in {str(status) for status in ENDED}:
         return JobStatus(last["status"]), str(last.get("reason", ""))

@@ -15,7 +15,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from jobs.configs import DpoConfig, GenerateConfig, JudgeConfig, ServeConfig
+from jobs.configs import ChecklistConfig, DpoConfig, GenerateConfig, JudgeConfig, ServeConfig
 from jobs.processes import DEVICE
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
@@ -35,7 +35,11 @@ def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
         case JudgeConfig():
             from jobs.judges.run import judge
 
-            judge(run, config, reporter)
+            judge(run, job, config, reporter)
+        case ChecklistConfig():
+            from jobs.judges.remote import write_checklists
+
+            write_checklists(run, job, config, reporter)
         case GenerateConfig():
             from jobs.gpu.generate import generate
 

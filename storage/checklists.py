@@ -14,6 +14,7 @@ from storage.rows import Row, marks, one, rows
 from storage.samples import get_sample
 
 MOST_ITEMS = 20
+MOST_CHARACTERS = 2000
 
 
 def add_checklist(
@@ -58,36 +59,59 @@ def add_checklist(
 def edit_checklist(db: Database, user: str, sample_id: int, items: Sequence[ChecklistItem]) -> Checklist:
     """Store the items as the sample's next version, by this person; undoable. No items: judged without a list.
 
+    What is the newest version already makes no other, so a browser may send an edit twice.
+
     Raises:
         NotFound: there is no such sample.
-        UserError: an item is empty, or there are too many.
+        UserError: an item is empty or too long, there are too many, or there is nothing to keep.
     """
     get_sample(db, sample_id)
-    if len(items) > MOST_ITEMS:
-        raise UserError(f"The checklist has {len(items)} items; {MOST_ITEMS} are the most a judge is given.")
-    for number, item in enumerate(items, start=1):
-        if not item.text.strip():
-            raise UserError(f"Item {number} of the checklist is empty; write a criterion or remove the line.")
+    kept = _checked(items)
     before = latest_checklists(db, [sample_id]).get(sample_id)
+    if before is not None and before.items == kept:
+        return before
+    if before is None and not kept:
+        raise UserError("The checklist has no items; write at least one criterion.")
     with history.action(db, user, f"checklist of sample {sample_id}", sample_id) as change:
         version = one(
             db, "SELECT coalesce(max(version), 0) + 1 AS next FROM checklists WHERE sample_id = ?", [sample_id]
         )
         assert version is not None
-        kept = [{"text": " ".join(item.text.split()), "essential": item.essential} for item in items]
         change.insert(
             "checklists",
             {
                 "sample_id": sample_id,
                 "version": version["next"],
                 "state": "ok",
-                "items": json.dumps(kept, ensure_ascii=False),
+                "items": json.dumps(
+                    [{"text": item.text, "essential": item.essential} for item in kept], ensure_ascii=False
+                ),
                 "instructions": before.instructions if before else "",
                 "author": user,
                 "created_at": now(),
             },
         )
     return latest_checklists(db, [sample_id])[sample_id]
+
+
+def _checked(items: Sequence[ChecklistItem]) -> tuple[ChecklistItem, ...]:
+    """The items with their white space folded, each one line of a prompt. Raises UserError."""
+    if len(items) > MOST_ITEMS:
+        raise UserError(f"The checklist has {len(items)} items; {MOST_ITEMS} are the most a judge is given.")
+    kept = []
+    for number, item in enumerate(items, start=1):
+        text = " ".join(item.text.split())
+        if not text:
+            raise UserError(f"Item {number} of the checklist is empty; write a criterion or remove the line.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"Item {number} of the checklist holds half a character; write that place anew.")
+        if len(text) > MOST_CHARACTERS:
+            raise UserError(
+                f"Item {number} of the checklist has {len(text):,} characters; {MOST_CHARACTERS:,} are the most. "
+                "Shorten it, or make two items of it."
+            )
+        kept.append(ChecklistItem(text, item.essential))
+    return tuple(kept)
 
 
 def latest_checklists(db: Database, sample_ids: Sequence[int]) -> dict[int, Checklist]:

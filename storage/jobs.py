@@ -124,7 +124,7 @@ def move(db: Database, job_id: int, target: JobStatus, reason: str = "") -> None
         NotFound: there is no such job.
     """
     allowed = [str(status) for status in sources(target)]
-    ended = ", ended_at = :now, port = NULL" if target in ENDED else ""
+    ended = ", ended_at = :now, port = NULL" if target in ENDED else ", ended_at = NULL"
     cursor = db.conn.execute(
         f"UPDATE jobs SET status = :target, reason = CASE WHEN :reason = '' THEN reason ELSE :reason END {ended}"
         f" WHERE id = :id AND status IN ({', '.join(f':s{i}' for i in range(len(allowed)))})",
@@ -139,6 +139,18 @@ def move(db: Database, job_id: int, target: JobStatus, reason: str = "") -> None
     if cursor.rowcount == 0:
         job = get_job(db, job_id)
         raise Conflict(f"Job {job_id} is {job.status}; it cannot become {target}.")
+
+
+def requeue(db: Database, job_id: int) -> Job:
+    """Queue an ended job again: it keeps its place by number and what it has done, and loses its slot and reason.
+
+    Raises:
+        Conflict: it has not ended, or is done.
+        NotFound: there is no such job.
+    """
+    move(db, job_id, JobStatus.QUEUED)
+    db.conn.execute("UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '' WHERE id = ?", [job_id])
+    return get_job(db, job_id)
 
 
 def set_progress(db: Database, job_id: int, **columns: Any) -> None:

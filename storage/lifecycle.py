@@ -5,7 +5,8 @@
       ▼           ▼            ▼
     stopped     failed      stopping ──► stopped | done | failed
 
-`starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop.
+`starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop. A job that failed or was
+stopped can be queued again where its kind goes on from what it has done (`jobs.queue.resume`).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ NEXT: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.RUNNING: frozenset({JobStatus.STOPPING, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}),
     JobStatus.STOPPING: frozenset({JobStatus.STOPPED, JobStatus.DONE, JobStatus.FAILED}),
     JobStatus.DONE: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.STOPPED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.STOPPED: frozenset({JobStatus.QUEUED}),
 }
 
 ACTIVE = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING})
-ENDED = frozenset(status for status, following in NEXT.items() if not following)
+ENDED = frozenset({JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED})
 
 
 def sources(target: JobStatus) -> tuple[JobStatus, ...]:

@@ -130,6 +130,7 @@ class Judgement:
     key: str = ""
     note: str = ""
     checklist_id: int | None = None
+    asked_by: str | None = None
     points: tuple[Point, ...] = ()
 
 

@@ -13,7 +13,25 @@ from storage.errors import NotFound, UserError
 from storage.records import Message, Sample, now
 from storage.rows import Row, count, marks, one, rows
 
-State = Literal["", "no candidates", "unjudged", "not scored by people", "paired", "unpaired"]
+State = Literal[
+    "",
+    "no candidates",
+    "unjudged",
+    "not scored by people",
+    "blocked",
+    "truncated",
+    "unparseable",
+    "failed",
+    "paired",
+    "unpaired",
+]
+# How a judge's call can end without scores.
+PROBLEMS = ("blocked", "truncated", "unparseable", "failed")
+
+# A call that brought no scores (a person's judgement is always ok), and the judge has not been asked again since.
+# The first term is there for a partial index on such rows: SQLite takes one only where a query repeats its words.
+_UNSOLVED = """j.state <> 'ok' AND NOT EXISTS (
+        SELECT 1 FROM judgements k WHERE k.sample_id = j.sample_id AND k.rater_id = j.rater_id AND k.id > j.id)"""
 
 _STATES: dict[str, str] = {
     "no candidates": "NOT EXISTS (SELECT 1 FROM candidates c WHERE c.sample_id = s.id)",
@@ -23,6 +41,11 @@ _STATES: dict[str, str] = {
     "not scored by people": """EXISTS (SELECT 1 FROM candidates c WHERE c.sample_id = s.id) AND NOT EXISTS (
         SELECT 1 FROM judgements j JOIN raters r ON r.id = j.rater_id
         WHERE j.sample_id = s.id AND r.kind = 'person')""",
+    # Found by state: such calls are few, and an EXISTS would ask every sample.
+    **{
+        state: f"s.id IN (SELECT j.sample_id FROM judgements j WHERE j.state = '{state}' AND {_UNSOLVED})"
+        for state in PROBLEMS
+    },
     "paired": "EXISTS (SELECT 1 FROM pairs p WHERE p.sample_id = s.id)",
     "unpaired": "NOT EXISTS (SELECT 1 FROM pairs p WHERE p.sample_id = s.id)",
 }
@@ -161,6 +184,23 @@ def find_samples(db: Database, where: SampleFilter, after: int = 0, limit: int =
 def count_samples(db: Database, where: SampleFilter) -> int:
     condition, values = where._where()
     return count(db, f"SELECT count(*) FROM samples s WHERE {condition}", values)
+
+
+def count_problems(db: Database, where: SampleFilter) -> dict[str, int]:
+    """How many samples each state of `PROBLEMS` selects beside the filter's other fields; only those above 0."""
+    condition, values = replace(where, state="")._where()
+    # CROSS JOIN: the few calls first, then their samples; SQLite would ask every sample of a source otherwise.
+    found = {
+        row["state"]: row["samples"]
+        for row in rows(
+            db,
+            f"""SELECT j.state, count(DISTINCT j.sample_id) AS samples FROM judgements j
+                CROSS JOIN samples s ON s.id = j.sample_id
+                WHERE {_UNSOLVED} AND {condition} GROUP BY j.state""",
+            values,
+        )
+    }
+    return {state: found[state] for state in PROBLEMS if state in found}
 
 
 def is_selected(db: Database, where: SampleFilter, sample_id: int) -> bool:

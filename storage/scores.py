@@ -72,6 +72,7 @@ def add_judgement(
     key: str = "",
     note: str = "",
     checklist_id: int | None = None,
+    asked_by: str | None = None,
     points: Iterable[dict[str, Any]] = (),
 ) -> int | None:
     """Store a judge's call with its scores; None if this job has judged the sample already.
@@ -81,11 +82,12 @@ def add_judgement(
         key: names what was judged, see `jobs.judges.identity`.
         note: what the reader of the scores should know (an image was made smaller, say).
         points: {candidate_id, number, met} of each item of the checklist.
+        asked_by: the person who had this sample judged, where no job did.
     """
     cursor = db.conn.execute(
         "INSERT OR IGNORE INTO judgements"
         " (rater_id, sample_id, job_id, state, raw, reason, tokens_in, tokens_out, cost, key, note, checklist_id,"
-        " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " asked_by, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             rater_id,
             sample_id,
@@ -99,6 +101,7 @@ def add_judgement(
             key,
             note,
             checklist_id,
+            asked_by,
             now(),
         ],
     )
@@ -206,3 +209,17 @@ def states_by_key(db: Database, rater: tuple[str, str, str]) -> dict[str, Judgem
             list(rater),
         )
     }
+
+
+def mean_tokens(db: Database, rater: tuple[str, str, str], least: int = 20) -> tuple[float, float] | None:
+    """Mean tokens (in, out) of this judge's ok judgements, or None where there are fewer than `least`."""
+    found = one(
+        db,
+        """SELECT count(*) AS n, avg(j.tokens_in) AS tokens_in, avg(j.tokens_out) AS tokens_out
+           FROM judgements j JOIN raters r ON r.id = j.rater_id
+           WHERE r.kind = 'judge' AND r.name = ? AND r.version = ? AND r.mode = ?
+           AND j.state = 'ok' AND j.tokens_in > 0""",
+        list(rater),
+    )
+    assert found is not None  # an aggregate always has a row
+    return (found["tokens_in"], found["tokens_out"]) if found["n"] >= least else None

@@ -21,6 +21,7 @@ COUNTED = (
     "images",
     "candidates",
     "raters",
+    "checklists",
     "judgements",
     "scores",
     "pairs",

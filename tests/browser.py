@@ -36,9 +36,13 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[str]:
-    """Run app.py on a free port; yields its address. Whatever it started is ended with it."""
-    app, address = start_app(data)
+def serving(data: Path, **more: str) -> Iterator[str]:
+    """Run app.py on a free port; yields its address. Whatever it started is ended with it.
+
+    Args:
+        more: variables of its environment.
+    """
+    app, address = start_app(data, **more)
     try:
         yield address
     finally:
@@ -48,11 +52,12 @@ def serving(data: Path) -> Iterator[str]:
             process.kill()
 
 
-def start_app(data: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_app(data: Path, **more: str) -> tuple[subprocess.Popen[bytes], str]:
     """app.py on a free port, with its address; the caller ends it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PLUMB_")}
     environment["PLUMB_DATA"] = str(data)
     environment["PLUMB_DEVICES"] = "cpu"
+    environment |= more
     with tempfile.TemporaryFile("w+") as output:
         app = subprocess.Popen(
             [sys.executable, "app.py", "--port", "0"],

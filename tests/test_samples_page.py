@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi.testclient import TestClient
@@ -18,11 +18,11 @@ from storage.candidates import add_generated, candidates_of
 from storage.errors import UserError
 from storage.images import ensure_image
 from storage.records import METRICS
-from storage.samples import SampleFilter, count_samples
+from storage.samples import PROBLEMS, STATES, SampleFilter, State, count_problems, count_samples, find_samples
 from storage.scores import add_judgement, ensure_rater, get_judgements, set_score
-from workbench import views
 from workbench.context import Context
 from workbench.door import Door
+from workbench.judge_marks import letter
 from workbench.pages import samples as page
 from workbench.ui import build_api
 
@@ -167,7 +167,56 @@ def test_a_judgement_without_scores_is_seen(world: World, context: Context) -> N
     add_judgement(
         world.db, rater_id=rater, sample_id=sample, job_id=None, state="unparseable", reason="no JSON <here>"
     )
-    assert "the-judge: unparseable: no JSON <here>" in Shape(page.show(context, USER, "").detail).text
+    view = page.show(context, USER, "")
+    assert "unparseable no JSON <here>" in Shape(view.detail).text
+    assert "2 answers · unparseable" in Shape(view.rows).text
+
+
+def judged(world: World, sample: int, *states: str, judge: str = "the-judge") -> None:
+    rater = ensure_rater(world.db, "judge", judge)
+    for state in states:
+        add_judgement(world.db, rater_id=rater, sample_id=sample, job_id=None, state=state)  # type: ignore[arg-type]
+
+
+def selected(world: World, **where: str) -> list[int]:
+    return [sample.id for sample in find_samples(world.db, SampleFilter(**where))]
+
+
+def test_a_judges_latest_call_decides_the_state(world: World, context: Context) -> None:
+    ids = [world.sample(i, source="a" if i < 3 else "b") for i in range(1, 6)]
+    judged(world, ids[0], "ok", "blocked")
+    judged(world, ids[1], "blocked", "ok")
+    judged(world, ids[2], "blocked", "truncated")
+    judged(world, ids[3], "ok")
+    judged(world, ids[3], "blocked", "failed", judge="another")
+    judged(world, ids[3], "blocked", judge="a third")
+    set_score(world.db, USER, world.candidates(ids[4], ["a"])[0].id, "helpfulness", 1)
+    assert selected(world, state="blocked") == [ids[0], ids[3]]
+    assert selected(world, state="truncated") == [ids[2]]
+    assert selected(world, state="failed") == [ids[3]]
+    assert selected(world, state="unparseable") == []
+    assert selected(world, state="blocked", source="b") == [ids[3]]
+    assert count_problems(world.db, SampleFilter()) == {"blocked": 2, "truncated": 1, "failed": 1}
+    assert count_problems(world.db, SampleFilter(state="failed", source="a")) == {"blocked": 1}
+    assert count_problems(world.db, SampleFilter(q="shape")) == {"blocked": 2, "truncated": 1, "failed": 1}
+    view = page.show(context, USER, "?source=b&state=failed")
+    assert f'data-sample="{ids[3]}"' in view.detail
+    world.candidates(ids[3], ["a"])
+    count = Shape(view.count)
+    assert "Judges: 1 blocked, 1 truncated, 1 failed" in count.text
+    links = [attributes["href"] for tag, attributes in count.tags if tag == "a"]
+    assert links == ["?source=b&state=blocked", "?source=b&state=truncated"], "the state one is in is no link"
+    rows = Shape(page.show(context, USER, "").rows).text
+    assert "judged · blocked · failed" in rows
+    assert "Judges:" not in page.show(context, USER, "?source=c").count
+
+
+def test_every_state_of_the_filter_is_offered_and_can_be_asked_for(world: World) -> None:
+    world.sample()
+    assert set(PROBLEMS) < set(STATES) == set(get_args(State))
+    for state in STATES:
+        assert SampleFilter.from_query({"state": state}).state == state
+        selected(world, state=state)
 
 
 def test_who_made_an_answer_is_linked(world: World, context: Context) -> None:
@@ -226,7 +275,7 @@ def test_several_images_and_earlier_turns(world: World, context: Context) -> Non
 
 
 def test_letters_go_on_after_z() -> None:
-    assert [views.letter(index) for index in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
+    assert [letter(index) for index in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
 
 
 # --- what is saved at a click ---

@@ -20,7 +20,7 @@ from jobs.processes import explain_exit, find_process, signal_group, worker_envi
 from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
 from storage import jobs as store
-from storage.errors import DatabaseBusy
+from storage.errors import Conflict, DatabaseBusy
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
 from storage.rows import count, rows
@@ -57,7 +57,14 @@ def started_by(world: World) -> list[psutil.Process]:
 
 
 def supervisors(world: World) -> list[psutil.Process]:
-    return [process for process in started_by(world) if "supervise" in process.cmdline()]
+    found = []
+    for process in started_by(world):
+        try:
+            if "supervise" in process.cmdline():
+                found.append(process)
+        except psutil.Error:  # it ends while it is looked at
+            continue
+    return found
 
 
 def submit_judge(world: World) -> Job:
@@ -333,3 +340,83 @@ def test_a_worker_sees_its_own_device_alone(world: World, monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     environment = worker_environment(world.folder, store.get_job(world.db, job.id))
     assert environment["CUDA_VISIBLE_DEVICES"] == "6"
+
+
+def test_a_killed_judge_job_goes_on_where_it_ended(busy: World, sleeper: Sleeper, wait_for: Wait) -> None:
+    """An earlier attempt's last word is not the next one's, and nothing is judged twice."""
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) in ENDED, "the first attempt ends")
+    run = RunFolder(busy.folder.run(job.id))
+    lines = run.events.read_text().splitlines()
+    kept = [line for line in lines if '"judgement"' in line][:100]
+    run.events.write_text("\n".join([lines[0], *kept]) + "\n")
+    busy.db.conn.execute("DELETE FROM judgements WHERE job_id = ?", [job.id])
+    busy.db.conn.execute("UPDATE attempts SET event_offset = ?", [run.events.stat().st_size])
+    busy.db.conn.execute("UPDATE jobs SET status = 'failed', reason = 'killed' WHERE id = ?", [job.id])
+    resumed = queue.resume(busy.db, busy.settings, job.id)
+    assert (resumed.status, resumed.reason, resumed.ended_at) == (JobStatus.QUEUED, "", None)
+    wait_for(lambda: status(busy, job) in ENDED, "the second attempt ends")
+    assert status(busy, job) is JobStatus.DONE, store.get_job(busy.db, job.id).reason
+    assert len(store.attempts_of(busy.db, job.id)) == 2
+    judged = count(busy.db, "SELECT count(*) FROM judgements WHERE job_id = ?", [job.id])
+    assert judged == 200, "the 100 that the folder held were not made again"
+
+
+def test_a_second_attempt_that_dies_before_it_speaks_is_not_booked_by_the_first_ones_word(
+    world: World, sleeper: Sleeper
+) -> None:
+    job, child = sleeper(world)
+    run = RunFolder(world.folder.run(job.id))
+    run.events.write_text('{"kind": "end", "time": 1000.0, "status": "stopped", "reason": "by request"}\n')
+    child.kill()
+    child.wait()
+    Supervisor(world.settings).step(world.db)
+    assert status(world, job) is JobStatus.FAILED
+
+
+def test_a_supervisor_hands_over_to_one_with_a_new_environment(
+    world: World, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API key that is set at a restart of the app must reach the workers."""
+    settings = world.settings.model_copy(update={"supervisor_idle_seconds": 60.0})
+    try:
+        assert ensure_supervisor(settings)
+        told = world.folder.runtime / "supervisor.log"
+        wait_for(lambda: "at work" in told.read_text(), "the first is at work")
+        first = supervisors(world)[0].pid
+        monkeypatch.setenv("GEMINI_API_KEY", "new-key-of-this-start")
+        assert ensure_supervisor(settings, fresh=True)
+        wait_for(lambda: [one.pid for one in supervisors(world)] not in ([], [first]), "another is at work")
+
+        def key() -> str | None:
+            try:
+                return supervisors(world)[0].environ().get("GEMINI_API_KEY")
+            except (psutil.Error, IndexError):
+                return None
+
+        wait_for(lambda: key() == "new-key-of-this-start", "it has the new environment")
+    finally:
+        for process in started_by(world):
+            process.kill()
+
+
+def test_only_judges_pause_and_only_at_work(world: World, sleeper: Sleeper) -> None:
+    job, _ = sleeper(world)
+    run = RunFolder(world.folder.run(job.id))
+    queue.pause(world.db, world.settings, job.id)
+    assert run.asked() == "pause"
+    assert queue.is_paused(world.settings, job.id)
+    queue.go_on(world.db, world.settings, job.id)
+    assert not queue.is_paused(world.settings, job.id)
+    store.move(world.db, job.id, JobStatus.STOPPING)
+    run.ask_to_stop()
+    with pytest.raises(Conflict, match="is stopping"):
+        queue.pause(world.db, world.settings, job.id)
+    with pytest.raises(Conflict, match="no pause to end"):
+        queue.go_on(world.db, world.settings, job.id)
+    assert run.asked() == "stop", "a stop is not taken back"
+    training = world.job("dpo")
+    with pytest.raises(Conflict, match="cannot pause"):
+        queue.pause(world.db, world.settings, training.id)
+    with pytest.raises(Conflict, match="start it again"):
+        queue.resume(world.db, world.settings, training.id)

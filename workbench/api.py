@@ -1,4 +1,4 @@
-"""Small JSON endpoints for what is saved at a click: scores, pairs, undo.
+"""Small JSON endpoints for what is saved at a click: scores, pairs, checklists, undo; and a judge asked at once.
 
 Each answers what is now stored, or `{"error": text}` with the text of a `PlumbError`. Setting a score twice to
 the same value is harmless, so a browser may send it again after a network failure.
@@ -6,16 +6,21 @@ the same value is harmless, so a browser may send it again after a network failu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from jobs.judges import desk
 from storage import history
+from storage.checklists import edit_checklist
 from storage.errors import Conflict, DatabaseBusy, NotFound, PlumbError
 from storage.pairs import choose_by_hand, flip, list_pairs, set_status
+from storage.records import ChecklistItem
 from storage.scores import set_score
 from workbench import pair_views
 from workbench.context import Context
@@ -27,6 +32,10 @@ VERBS: dict[str, Literal["accepted", "rejected", "proposed"]] = {
     "reject": "rejected",
     "propose": "proposed",
 }
+
+# Judges asked at once by this process. A call takes seconds: more wait in line without holding one of the threads
+# that pages and images are served by.
+JUDGED_AT_ONCE = 16
 
 
 # SQLite's integers have 63 bits; a larger number can be no row's id.
@@ -44,6 +53,23 @@ class PairBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     chosen: RowId
     rejected: RowId
+
+
+class JudgeBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    sample: RowId
+
+
+class ItemBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text: str
+    essential: StrictBool
+
+
+class ChecklistBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    sample: RowId
+    items: list[ItemBody]
 
 
 def save_score(context: Context, user: str, body: ScoreBody) -> dict[str, Any]:
@@ -80,6 +106,27 @@ def change_pair(context: Context, user: str, pair_id: int, verb: str) -> dict[st
         return {"pair": pair_id, "html": pair_views.card(view), "counts": counts(db)}
 
 
+def judge_now(context: Context, user: str, body: JudgeBody) -> dict[str, Any]:
+    """Ask the desk's judge about one sample and wait for it; answers what came of it, `cost` in dollars."""
+    outcome = desk.score_now(context.folder, context.settings, body.sample, user)
+    return {
+        "sample": body.sample,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "cost": outcome.cost,
+        "already": outcome.already,
+        "rater": list(outcome.rater),
+    }
+
+
+def save_checklist(context: Context, user: str, body: ChecklistBody) -> dict[str, Any]:
+    """The items as the sample's next version; answers the version that now holds."""
+    items = [ChecklistItem(item.text, item.essential) for item in body.items]
+    with context.database() as db:
+        checklist = edit_checklist(db, user, body.sample, items)
+    return {"sample": body.sample, "checklist": checklist.id, "version": checklist.version}
+
+
 def undo(context: Context, user: str) -> dict[str, Any]:
     """Take back the user's latest change, whatever page it was made on."""
     with context.database() as db:
@@ -108,6 +155,17 @@ def routes(context: Context, door: Door) -> APIRouter:
         pair_id: Annotated[int, Path(ge=1, lt=2**63)], verb: str, request: Request
     ) -> dict[str, Any]:
         return change_pair(context, user(request), pair_id, verb)
+
+    judging = CapacityLimiter(JUDGED_AT_ONCE)
+
+    @router.post("/judge")
+    async def post_judge(body: JudgeBody, request: Request) -> dict[str, Any]:
+        # Goes on to its end where the browser has left meanwhile: what was paid for is stored.
+        return await to_thread.run_sync(partial(judge_now, context, user(request), body), limiter=judging)
+
+    @router.post("/checklist")
+    def post_checklist(body: ChecklistBody, request: Request) -> dict[str, Any]:
+        return save_checklist(context, user(request), body)
 
     @router.post("/undo")
     def post_undo(request: Request) -> dict[str, Any]:

@@ -130,11 +130,24 @@ class Form:
         kept = value if value in known or (free and asked) else (known[0] if known and not asked else None)
         return {component: gr.update(choices=list(choices), value=kept)}
 
+    def show(self, paths: Iterable[str], visible: bool) -> dict[Any, Any]:
+        """Updates that show these fields or hide them; a hidden field keeps its value."""
+        return {self.component(path): gr.update(visible=visible) for path in paths}
+
     def _index(self, path: str) -> int:
         for index, control in enumerate(self.controls):
             if control.path == path:
                 return index
         raise KeyError(path)
+
+
+def merged(*updates: Mapping[Any, Any]) -> dict[Any, Any]:
+    """One update a component: what the later say is added to what the earlier say, and wins."""
+    together: dict[Any, Any] = {}
+    for part in updates:
+        for component, update in part.items():
+            together[component] = {**together.get(component, {}), **update}
+    return together
 
 
 def build_form(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.queue import stop, submit
+from jobs import queue
+from jobs.judges import rules
 from jobs.runs import RunFolder
+from jobs.settings import Settings
 from storage.datasets import list_datasets
 from storage.errors import NotFound, PlumbError
 from storage.jobs import attempts_of, count_open, get_job, list_jobs, metrics_of, queue_position
@@ -33,6 +35,7 @@ class Look:
 
     jobs: str = ""
     head: str = ""
+    figures: str = ""
     charts: str = ""
     more: str = ""
     results: str = ""
@@ -40,6 +43,18 @@ class Look:
     log: str = ""
     stoppable: bool = False
     rerunnable: bool = False
+    pausable: bool = False
+    paused: bool = False
+    resumable: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a job's metrics come to: its curves, and where each stands."""
+
+    charts: str
+    more: str
+    latest: Mapping[str, float]
 
 
 def look(context: Context, watch: Watch, selected: int | None, limit: int = PAGE) -> Look:
@@ -59,26 +74,35 @@ def look(context: Context, watch: Watch, selected: int | None, limit: int = PAGE
         except NotFound as error:
             return Look(jobs=listed, head=job_views.error(str(error)))
         version = sum(attempt.event_offset for attempt in attempts_of(db, job.id))
-        charts, more = watch.drawn.get(job.id, version, lambda: _draw(db, job.id))
+        drawing = watch.drawn.get(job.id, version, lambda: _draw(db, job))
         dataset = next((item.name for item in list_datasets(db) if item.id == job.dataset_id), None)
-        found = job_views.results(job, results_of(db, job.id), dataset)
+        made = results_of(db, job.id)
+        found = job_views.results(job, made, dataset)
         position = queue_position(db, job)
+    at_work = job.status in (JobStatus.STARTING, JobStatus.RUNNING)
+    pausable = at_work and job.kind in queue.PAUSABLE and job.config.get("judge") != rules.NAME
+    paused = pausable and queue.is_paused(context.settings, job.id)
     return Look(
         jobs=listed,
         head=job_views.headline(job, position, watch.clock.left(job, now), now),
-        charts=charts,
-        more=more,
+        figures=job_views.figures(job, made, drawing.latest),
+        charts=drawing.charts,
+        more=drawing.more,
         results=found,
         settings=job_views.settings(job),
         log=job_views.log(RunFolder(context.folder.run(job.id)).log_tail(LOG_LINES)),
         stoppable=job.status not in ENDED and job.status is not JobStatus.STOPPING,
         rerunnable=job.kind in job_launch.LAUNCHED,
+        pausable=pausable and not paused,
+        paused=paused,
+        resumable=job.kind in queue.RESUMABLE and job.status in (JobStatus.STOPPED, JobStatus.FAILED),
     )
 
 
-def _draw(db: Database, job_id: int) -> tuple[str, str]:
-    curves = metrics_of(db, job_id)
-    return job_views.charts(curves), job_views.charts(curves, more=True)
+def _draw(db: Database, job: Job) -> Drawing:
+    curves = metrics_of(db, job.id)
+    latest = {name: curve[-1][1] for name, curve in curves.items()}
+    return Drawing(job_views.charts(curves), job_views.charts(curves, more=True), latest)
 
 
 def changed(new: Look, seen: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, int]]:
@@ -95,19 +119,72 @@ def start(context: Context, user: str, kind: str, controls: Sequence[Control], r
     """
     values = collect(controls, raw)
     with context.database() as db:
-        return submit(db, context.settings, kind, values, user)
+        return queue.submit(db, context.settings, kind, values, user)
+
+
+def estimated(context: Context, kind: str, controls: Sequence[Control], raw: Sequence[Any]) -> str:
+    """What the job that the form describes would ask and cost, as HTML; what stands in its way is told there."""
+    from jobs.judges.estimate import estimate  # brings what reads pictures
+
+    try:
+        values = collect(controls, raw)
+        with context.database() as db:
+            found = estimate(db, context.settings, kind, values)  # type: ignore[arg-type]
+    except PlumbError as error:
+        return job_views.error(str(error))
+    return job_views.estimate(found, float(values["budget"]))
 
 
 def halt(context: Context, job_id: int | None) -> str:
     """Ask the opened job to stop; returns what to tell, "" if all is well."""
+    return _ask(context, job_id, queue.stop)
+
+
+def pause(context: Context, job_id: int | None) -> str:
+    """Have the opened job ask nothing more for now; returns as `halt`."""
+    return _ask(context, job_id, queue.pause)
+
+
+def go_on(context: Context, job_id: int | None) -> str:
+    """End the opened job's pause; returns as `halt`."""
+    return _ask(context, job_id, queue.go_on)
+
+
+def resume(context: Context, job_id: int | None) -> str:
+    """Queue the opened job again, which has ended before its time; returns as `halt`."""
+    return _ask(context, job_id, queue.resume)
+
+
+def _ask(context: Context, job_id: int | None, act: Callable[[Database, Settings, int], Job]) -> str:
     if job_id is None:
         return "Choose a job from the list first."
     try:
         with context.database() as db:
-            stop(db, context.settings, job_id)
+            act(db, context.settings, job_id)
     except PlumbError as error:
         return str(error)
     return ""
+
+
+def form_values(context: Context, query: Mapping[str, str]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The kind whose form an address asks for, and what each kind's form shows at first.
+
+    `?rest=12` is the form of job 12 with its settings, for the samples that it brought nothing usable for.
+    """
+    kind = query.get("kind", "")
+    kind = kind if kind in job_launch.LAUNCHED else job_launch.LAUNCHED[0]
+    values = {name: job_launch.start_values(name, query if name == kind else {}) for name in job_launch.LAUNCHED}
+    rest = read_id(query.get("rest"))
+    if rest is not None:
+        with context.database() as db:
+            try:
+                job = get_job(db, rest)
+            except NotFound:  # an old link: the form as it is
+                return kind, values
+            if job.kind in job_launch.ESTIMATED:
+                kind = job.kind
+                values[kind] |= job_launch.rest_values(db, job)
+    return kind, values
 
 
 def selected_by(query: Mapping[str, str]) -> int | None:

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import KINDS, PRESETS
+from jobs.configs import KINDS, PRESETS, CallConfig
+from jobs.judges import rules
+from jobs.judges.keys import need_key
+from jobs.judges.terms import read_terms
 from jobs.models import DEMO
+from jobs.rubric import list_rubrics
 from jobs.settings import Settings
 from storage.adapters import list_adapters
 from storage.candidates import count_candidates
 from storage.datasets import list_datasets
+from storage.errors import UserError
 from storage.records import Job
+from storage.results import samples_without_result
 from storage.samples import SampleFilter, count_samples, facets
 from workbench.forms import Choice, Control, controls_of, flatten
 
-LAUNCHED = ("generate", "judge", "dpo")
+LAUNCHED = ("generate", "judge", "checklist", "dpo")
+ESTIMATED = ("judge", "checklist")
 
 # The fields in front, in their order; all others stand under "Advanced".
 MAIN: dict[str, tuple[str, ...]] = {
@@ -34,7 +42,17 @@ MAIN: dict[str, tuple[str, ...]] = {
         "samples.limit",
         "samples.only_missing",
     ),
-    "judge": ("judge", "samples.limit", "samples.only_missing"),
+    "judge": (
+        "judge",
+        "model",
+        "rubric",
+        "mode",
+        "checklists",
+        "budget",
+        "samples.limit",
+        "samples.only_missing",
+    ),
+    "checklist": ("judge", "model", "items", "budget", "samples.limit", "samples.only_missing"),
     "dpo": ("dataset", "model", "name", "beta", "learning_rate", "epochs", "max_steps", "batch_size", "lora_r"),
 }
 
@@ -47,15 +65,37 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
         "samples.source": False,
         "samples.dataset": False,
     },
-    "judge": {"samples.source": False, "samples.dataset": False},
+    "judge": {
+        "judge": False,
+        "model": True,
+        "rubric": False,
+        "mode": False,
+        "samples.source": False,
+        "samples.dataset": False,
+    },
+    "checklist": {"judge": False, "model": True, "samples.source": False, "samples.dataset": False},
     "dpo": {"dataset": False, "model": True, "device": False},
 }
 
 ABOUT = {
     "generate": "Draw answers from a model for each sample. The answers become candidates.",
     "judge": "Score the candidates. A judge's scores stand beside people's and never replace them.",
+    "checklist": "Have a model write what a good answer to each sample must meet. People edit the list beside the "
+    "sample, and a judge “with checklists” answers each point before it scores.",
     "dpo": "Train a LoRA adapter on a frozen data set of pairs, by direct preference optimisation.",
 }
+
+# The fields of a judge job that say nothing where the rule-based judge is asked: it knows no model and no money.
+REMOTE_ONLY = frozenset(
+    {*CallConfig.model_fields, "rubric", "mode", "checklists", "order_seed", "ask_blocked"} - {"samples"}
+)
+
+_JUDGES: dict[str, str] = {
+    rules.NAME: "Rules that know easy-VQA",
+    "gemini": "Gemini",
+    "openai": "OpenAI-compatible endpoint",
+}
+_MODES: tuple[Choice, ...] = (("all answers together", "together"), ("each answer alone", "alone"))
 
 # What a preset leaves alone: whose run it is, not how it runs.
 _KEPT = frozenset({"dataset", "model", "name", "device"})
@@ -90,14 +130,59 @@ def offers(db: Database, settings: Settings) -> Offers:
         "samples.source": sources,
         "samples.dataset": [("none", ""), *((item.name, item.name) for item in datasets)],
     }
+    asked = judge_choices(settings)
     return Offers(
         choices={
             "generate": {"model": models, "adapter": adapter_choices(db, DEMO), "device": devices, **samples},
-            "judge": dict(samples),
+            "judge": {**asked, **samples},
+            "checklist": {
+                "judge": [choice for choice in asked["judge"] if choice[1] != rules.NAME],
+                "model": asked["model"],
+                **samples,
+            },
             "dpo": {"dataset": frozen, "model": models, "device": devices},
         },
         hints=_hints(db, bool(datasets)),
     )
+
+
+def judge_choices(settings: Settings) -> dict[str, list[Choice]]:
+    """Which judges, models of the table, rubrics and modes there are, by path of a judge's form."""
+    try:
+        table = [row.model for row in read_terms(settings.folder.judges).models]
+    except UserError:  # told where the table stands, and when a job is started
+        table = []
+    return {
+        "judge": [(_judge_name(judge, settings), judge) for judge in _JUDGES],
+        # A row with * stands for many names: which one is meant is typed.
+        "model": [(name, name) for name in table if not name.endswith("*")],
+        "rubric": [(rubric.version, rubric.version) for rubric in list_rubrics(settings.folder.judges)],
+        "mode": list(_MODES),
+    }
+
+
+def _judge_name(judge: str, settings: Settings) -> str:
+    return _JUDGES[judge] + (" (not set up)" if key_hint(judge, settings) else "")
+
+
+def key_hint(judge: str | None, settings: Settings) -> str:
+    """What to do before this judge can be asked, as HTML; "" where it can."""
+    try:
+        need_key(judge or "", settings)
+    except UserError as error:
+        return f'{escape(str(error))} <a href="/judges">See Judges</a>.'
+    return ""
+
+
+def is_remote(judge: str | None) -> bool:
+    return judge != rules.NAME
+
+
+def remote_fields(kind: str) -> list[str]:
+    """The paths of a kind's fields that matter for remote judges alone; none where all judges are remote."""
+    if kind != "judge":
+        return []
+    return [control.path for control in controls(kind) if control.path in REMOTE_ONLY]
 
 
 def adapter_choices(db: Database, model: str) -> list[Choice]:
@@ -113,6 +198,10 @@ def _hints(db: Database, has_datasets: bool) -> dict[str, str]:
     if not count_samples(db, SampleFilter()):
         hints["generate"] = (
             'There are no samples to answer yet. <a href="/">Load the demo or import some on Samples</a>.'
+        )
+        hints["checklist"] = (
+            'There are no samples to write checklists for yet. <a href="/">Load the demo or import some on '
+            "Samples</a>."
         )
     if not count_candidates(db):
         hints["judge"] = "There are no candidates to score yet. Generate some first."
@@ -136,6 +225,19 @@ def rerun_values(job: Job) -> dict[str, Any]:
     """A job's frozen settings by path, to fill its form again; what its form lacks is left out."""
     known = {control.path for control in controls(job.kind)}
     return {path: value for path, value in flatten(job.config).items() if path in known}
+
+
+def rest_values(db: Database, job: Job) -> dict[str, Any]:
+    """A judge or checklist job's settings, for those of its samples alone that it brought nothing usable for."""
+    rest = samples_without_result(db, job.id)
+    if not rest:
+        return rerun_values(job)  # no ids would mean all samples
+    chosen = dict.fromkeys(("samples.source", "samples.dataset", "samples.split", "samples.limit"))
+    again = {"samples.ids": tuple(rest), "samples.only_missing": True}
+    if "blocked" in rest.values():
+        again["ask_blocked"] = True
+    known = {control.path for control in controls(job.kind)}
+    return rerun_values(job) | {path: value for path, value in {**chosen, **again}.items() if path in known}
 
 
 def start_values(kind: str, query: Mapping[str, str]) -> dict[str, Any]:

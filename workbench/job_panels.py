@@ -24,6 +24,8 @@ class Launcher:
         self.hints: dict[str, Any] = {}
         self.starts: dict[str, Any] = {}
         self.errors: dict[str, Any] = {}
+        self.estimators: dict[str, Any] = {}
+        self.estimates: dict[str, Any] = {}
         self.presets: dict[tuple[str, str], Any] = {}
         with (
             gr.Column(elem_id="job-launch") as self.column,
@@ -44,15 +46,20 @@ class Launcher:
         main, dropdowns = job_launch.MAIN[kind], job_launch.DROPDOWNS[kind]
         self.forms[kind] = build_form(job_launch.controls(kind), main, dropdowns)
         self.errors[kind] = _html(elem_id=f"error-{kind}")
+        if kind in job_launch.ESTIMATED:
+            self.estimates[kind] = _html(elem_id=f"estimate-{kind}")
         with gr.Row():
             self.starts[kind] = gr.Button(
                 "Start", variant="primary", scale=0, min_width=160, elem_id=f"start-{kind}"
             )
+            if kind in job_launch.ESTIMATED:
+                self.estimators[kind] = gr.Button("Estimate", scale=0, min_width=120, elem_id=f"ask-{kind}")
 
     @property
     def outputs(self) -> list[Any]:
         fields = [component for form in self.forms.values() for component in form.components]
-        return [*fields, *self.hints.values(), *self.errors.values(), self.tabs]
+        told = [*self.hints.values(), *self.errors.values(), *self.estimates.values()]
+        return [*fields, *told, self.tabs]
 
 
 class Opened:
@@ -61,8 +68,12 @@ class Opened:
     def __init__(self) -> None:
         with gr.Column(visible=False, elem_id="job-open") as self.column:
             self.head = _html(elem_id="job-head")
+            self.figures = _html(elem_id="job-figures")
             self.problem = _html()
             with gr.Row(elem_classes="plumb-actions"):
+                self.pause = gr.Button("Pause", size="sm", scale=0, min_width=90, visible=False)
+                self.go_on = gr.Button("Go on", size="sm", scale=0, min_width=90, visible=False)
+                self.resume = gr.Button("Resume", size="sm", scale=0, min_width=90, visible=False)
                 self.stop = gr.Button("Stop", variant="stop", size="sm", scale=0, min_width=90, interactive=False)
                 self.again = gr.Button("Use these settings again", size="sm", scale=0, min_width=190)
             self.results = _html(elem_id="job-results")

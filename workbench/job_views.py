@@ -5,30 +5,49 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.configs import KINDS
+from jobs.judges import rules
+from jobs.judges.identity import MODES
+from jobs.judges.ledger import dollars
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Job
-from storage.results import JobResults
+from storage.results import Calls, JobResults
 from workbench.charts import Series, line_chart
 from workbench.forms import controls_of, flatten
+from workbench.job_launch import ESTIMATED, REMOTE_ONLY
+
+if TYPE_CHECKING:
+    from jobs.judges.estimate import Estimate
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
-KIND_NAMES = {"generate": "Generate", "judge": "Judge", "dpo": "DPO", "serve": "Chat model"}
+Chart = tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None]
 
-_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None], ...] = (
+KIND_NAMES = {
+    "generate": "Generate",
+    "judge": "Judge",
+    "checklist": "Checklists",
+    "dpo": "DPO",
+    "serve": "Chat model",
+}
+
+_CHARTS: tuple[Chart, ...] = (
     ("Loss", (("loss", "loss", 0),), None),
     ("Rewards", (("reward_chosen", "chosen", 1), ("reward_rejected", "rejected", 2)), None),
     ("Reward margin", (("reward_margin", "margin", 3),), None),
     ("Reward accuracy", (("reward_accuracy", "accuracy", 4),), (0.0, 1.0)),
+    ("Money, $", (("money", "dollars so far", 2),), None),
+    ("Requests a minute", (("rate", "over the last minute", 0),), None),
 )
-_MORE_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None], ...] = (
+_MORE_CHARTS: tuple[Chart, ...] = (
     ("Log-probabilities", (("logp_chosen", "chosen", 1), ("logp_rejected", "rejected", 2)), None),
     ("Learning rate", (("learning_rate", "learning rate", 0),), None),
     ("Gradient norm", (("gradient_norm", "gradient norm", 0),), None),
+    ("Tokens so far", (("tokens_in", "in", 0), ("tokens_out", "out", 2)), None),
 )
+_BY_SAMPLES = frozenset({"money", "rate", "tokens_in", "tokens_out"})  # metrics of jobs that count samples
 
 
 def job_list(
@@ -109,7 +128,8 @@ def charts(curves: Curves, more: bool = False) -> str:
         for metric, label, colour in names:
             series.append(Series(label, curves.get(metric, ()), colour))
             series.append(Series(f"{label}, held-out", curves.get(f"heldout_{metric}", ()), colour, dashed=True))
-        drawn.append(line_chart(title, series, limits=limits))
+        along = "samples" if names[0][0] in _BY_SAMPLES else "step"
+        drawn.append(line_chart(title, series, along, limits))
     found = "".join(drawn)
     return f'<div class="plumb-charts">{found}</div>' if found else ""
 
@@ -119,11 +139,18 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
     lines = []
     if found.candidates:
         lines.append(f'<b>{found.candidates:,}</b> candidates: see them on <a href="/">Samples</a>.')
-    if found.judgements:
+    if found.judgements.number:
         lines.append(
-            f'<b>{found.judgements:,}</b> judgements: see them on <a href="/">Samples</a>, '
-            'or make <a href="/pairs">Pairs</a> of them.'
+            f"<b>{found.judgements.number:,}</b> judgements{_states(found.judgements, linked=True)}. See them on "
+            '<a href="/">Samples</a>, or make <a href="/pairs">Pairs</a> of them.'
         )
+    if found.checklists.number:
+        lines.append(
+            f"<b>{found.checklists.number:,}</b> checklists{_states(found.checklists)}. See and edit them on "
+            '<a href="/">Samples</a>.'
+        )
+    if job.status in ENDED and job.kind in ESTIMATED:
+        lines += _rest(job, found)
     for adapter in found.adapters:
         lines.append(_adapter_line(adapter))
     if dataset:
@@ -131,6 +158,84 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
     if job.kind == "serve" and job.status is JobStatus.RUNNING:
         lines.append('It answers on the <a href="/chat">Chat</a> page. Stop it to free its device.')
     return f'<ul class="plumb-results">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _states(calls: Calls, linked: bool = False) -> str:
+    """: 480 ok, 3 blocked; each state that went wrong is a link to such samples, where there is such a filter."""
+    words = []
+    for state, number in calls.states.items():
+        text = f"{number:,} {state}"
+        words.append(f'<a href="/?state={state}">{text}</a>' if linked and state != "ok" else text)
+    return f": {', '.join(words)}" if calls.bad else ""
+
+
+def _rest(job: Job, found: JobResults) -> list[str]:
+    """What an ended job of calls can be asked to do again."""
+    calls = found.checklists if job.kind == "checklist" else found.judgements
+    if not calls.bad or job.config.get("judge") == rules.NAME:  # rules say the same again
+        return []
+    verb = "Write" if job.kind == "checklist" else "Judge"
+    them = f"these {calls.bad:,}" if calls.bad > 1 else "this one"
+    return [f'<a href="/jobs?kind={job.kind}&amp;rest={job.id}">{verb} {them} again</a>, with the same settings.']
+
+
+def figures(job: Job, found: JobResults, latest: Mapping[str, float]) -> str:
+    """What a job that asks a remote model has asked and paid, as a row of figures; "" for others.
+
+    Args:
+        latest: the last value of each metric. Its money is the ledger's: it also counts, at their worst,
+            requests whose replies never came.
+    """
+    if job.kind not in ESTIMATED or job.config.get("judge") == rules.NAME or job.status is JobStatus.QUEUED:
+        return ""
+    calls = found.checklists if job.kind == "checklist" else found.judgements
+    money = max(latest.get("money", 0.0), calls.cost)
+    most = job.config.get("budget")
+    budget = f" of {dollars(float(most))}" if most else ""
+    shown = {"Cost" if job.status in ENDED else "Money so far": f"{dollars(money)}{budget}"}
+    if job.status in ENDED:
+        if found.scored:
+            shown["For each scored answer"] = dollars(money / found.scored)
+        elif calls.states.get("ok"):
+            shown["For each checklist"] = dollars(money / calls.states["ok"])
+    elif job.status is JobStatus.RUNNING:
+        shown["Requests a minute"] = f"{latest.get('rate', 0.0):,.0f}"
+    if "requests" in latest:
+        cap = job.config.get("max_requests")
+        shown["Requests"] = f"{latest['requests']:,.0f}" + (f" of {cap:,}" if cap else "")
+    tokens_in = max(latest.get("tokens_in", 0), calls.tokens_in)
+    tokens_out = max(latest.get("tokens_out", 0), calls.tokens_out)
+    if tokens_in or tokens_out:
+        shown["Tokens"] = f"{tokens_in:,.0f} in, {tokens_out:,.0f} out"
+    note = ""
+    unseen = money - calls.cost
+    if job.status in ENDED and unseen > 1e-6:
+        note = (
+            f'<p class="plumb-note">{dollars(unseen)} of it is for requests without a result; one whose reply '
+            "never came counts at its worst.</p>"
+        )
+    return f"{_figures(shown)}{note}"
+
+
+def estimate(found: Estimate, budget: float) -> str:
+    """What a job would ask, cost and take; `budget` in dollars."""
+    shown = {"Samples": f"{found.samples:,}"}
+    if found.requests:
+        shown |= {
+            "Requests": f"{found.requests:,}",
+            "Tokens": f"{found.tokens_in:,} in, {found.tokens_out:,} out",
+            "Money": f"about {dollars(found.money)}",
+            "If every reply were as long as allowed": dollars(found.money_most),
+            "Budget": dollars(budget),
+            "Time": f"about {duration(found.seconds)}",
+        }
+    notes = "".join(f'<p class="plumb-note">{escape(note)}</p>' for note in found.notes)
+    return f'<div class="plumb-estimate" role="status">{_figures(shown)}{notes}</div>'
+
+
+def _figures(shown: Mapping[str, str]) -> str:
+    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown.items())
+    return f'<dl class="plumb-figures">{pairs}</dl>'
 
 
 def _adapter_line(adapter: Adapter) -> str:
@@ -145,9 +250,11 @@ def settings(job: Job) -> str:
     titles = {}
     if job.kind in KINDS:
         titles = {control.path: control.title for control in controls_of(KINDS[job.kind])}
+    passed_over = REMOTE_ONLY if job.config.get("judge") == rules.NAME else frozenset()
     rows = "".join(
         f"<tr><th scope=row>{escape(titles.get(path, path))}</th><td>{escape(_value(value))}</td></tr>"
         for path, value in flatten(job.config).items()
+        if path not in passed_over
     )
     return f'<table class="plumb-settings">{rows}</table>'
 
@@ -159,7 +266,14 @@ def summary(job: Job) -> str:
         case "generate":
             return f"{config.get('candidates')} candidates a sample from {config.get('model')}"
         case "judge":
-            return str(config.get("judge", ""))
+            if config.get("judge") == rules.NAME:
+                return rules.NAME
+            mode = MODES.get(config.get("mode", ""), "")
+            with_lists = "with checklists" if config.get("checklists") else ""
+            words = (config.get("model"), config.get("rubric"), mode, with_lists)
+            return ", ".join(str(word) for word in words if word)
+        case "checklist":
+            return f"at most {config.get('items')} items a sample, by {config.get('model')}"
         case "dpo":
             return f"{config.get('model')} on {config.get('dataset')}"
         case "serve":
@@ -173,6 +287,10 @@ def log(text: str) -> str:
     if not text.strip():
         return '<p class="plumb-note">Nothing was written yet.</p>'
     return f'<div class="plumb-log" tabindex="0" role="region" aria-label="Log"><pre>{escape(text)}</pre></div>'
+
+
+def hint(html: str) -> str:
+    return f'<p class="plumb-hint">{html}</p>' if html else ""
 
 
 def error(text: str) -> str:

@@ -7,11 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, TypeVar
 
 from storage.lifecycle import JobStatus
 from storage.records import Job
 
 LEAST_SECONDS = 4.0
+_WAITING = ("paused", "waiting for")  # how the phases begin in which nothing is asked for long
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,26 @@ class ProgressClock:
     """Remembers where each job stood when it was first seen at its present phase.
 
     Loading a model takes long and makes no progress; counted in, it would promise far too long a time. So the
-    rate counts from the first look at the phase; until that is old enough, from the job's start.
+    rate counts from the first look at the phase; until that is old enough, from the job's start. A pause or the
+    wait for a quota is no progress either: the rate counts anew from its end.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._marks: dict[int, _Mark] = {}
+        self._waited: set[int] = set()
 
     def left(self, job: Job, now: datetime) -> float | None:
         """Seconds that the job will still take; None while that cannot be told."""
         if job.status is not JobStatus.RUNNING or job.total <= 0:
             with self._lock:
                 self._marks.pop(job.id, None)
+                self._waited.discard(job.id)
+            return None
+        if job.phase.startswith(_WAITING):
+            with self._lock:
+                self._marks.pop(job.id, None)
+                self._waited.add(job.id)
             return None
         moment = now.timestamp()
         with self._lock:
@@ -47,21 +59,21 @@ class ProgressClock:
         rest = max(0.0, job.total - job.done)
         if job.done > mark.done and moment - mark.seconds >= LEAST_SECONDS:
             return rest * (moment - mark.seconds) / (job.done - mark.done)
-        if job.done > 0 and job.started_at:
+        if job.done > 0 and job.started_at and job.id not in self._waited:
             elapsed = moment - datetime.fromisoformat(job.started_at).timestamp()
             return rest * elapsed / job.done if elapsed > 0 else None
         return None
 
 
 class Drawn:
-    """Curves as drawn, until their job has told something new: many watch one training, once is enough."""
+    """What was drawn of a job, until it has told something new: many watch one training, once is enough."""
 
     def __init__(self, most: int = 32) -> None:
         self._lock = threading.Lock()
         self._most = most
-        self._kept: OrderedDict[int, tuple[int, tuple[str, str]]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[int, Any]] = OrderedDict()
 
-    def get(self, job_id: int, version: int, draw: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    def get(self, job_id: int, version: int, draw: Callable[[], T]) -> T:
         """What `draw` returned for this version of the job, or returns now.
 
         Args:
@@ -70,7 +82,8 @@ class Drawn:
         with self._lock:
             known = self._kept.get(job_id)
         if known is not None and known[0] == version:
-            return known[1]
+            kept: T = known[1]
+            return kept
         drawn = draw()
         with self._lock:
             self._kept[job_id] = (version, drawn)

@@ -21,12 +21,14 @@ from workbench import api, door, images
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import chat, jobs, pairs, samples
+from workbench.pages import agreement, chat, jobs, judges, pairs, samples
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
 BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "samples": samples.build,
+    "judges": judges.build,
+    "agreement": agreement.build,
     "pairs": pairs.build,
     "jobs": jobs.build,
     "chat": chat.build,

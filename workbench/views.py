@@ -8,15 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from urllib.parse import urlencode
 
-from storage.records import HIGHEST, LOWEST, METRICS, Candidate, Image, Judgement, Pair, Sample, Score
+from storage.records import HIGHEST, LOWEST, METRICS, Candidate, Checklist, Image, Judgement, Pair, Sample, Score
 from storage.samples import SampleFilter
 from storage.scores import latest_ok
-
-QUALITY = ("helpfulness", "correctness", "coherence")
+from workbench.judge_marks import Desk, ask_button, checklist_section, given_scores, judges_calls, letter
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Mark:
     candidates: int = 0
     judged: bool = False
     scored: bool = False
+    problems: Sequence[str] = ()  # states of judges' latest calls that are not ok
 
 
 _drawings = itertools.count()
@@ -43,11 +43,6 @@ def drawn(html: str) -> str:
 def data_counts(numbers: Mapping[str, int]) -> str:
     """An attribute from which plumb.js brings the header's numbers up to date."""
     return f'data-counts="{escape(json.dumps(numbers), quote=True)}"'
-
-
-def letter(index: int) -> str:
-    """A, B, C … for the candidates of a sample, AA after Z."""
-    return chr(65 + index) if index < 26 else letter(index // 26 - 1) + letter(index % 26)
 
 
 def link(where: SampleFilter, sample_id: int | None = None) -> str:
@@ -110,6 +105,17 @@ def sample_list(
     )
 
 
+def problem_links(numbers: Mapping[str, int], where: SampleFilter) -> str:
+    """How many samples have judges' calls without scores, each number a link to them."""
+    links = [
+        f'<b class="pb-warn">{number:,} {escape(state)}</b>'
+        if state == where.state
+        else go(link(replace(where, state=state)), f"{number:,} {escape(state)}", "pb-warn")
+        for state, number in numbers.items()
+    ]
+    return f'<p class="pb-sub pb-problems">Judges: {", ".join(links)}</p>' if links else ""
+
+
 def _item(sample: Sample, mark: Mark, where: SampleFilter, current: int | None) -> str:
     here = ' aria-current="true"' if sample.id == current else ""
     image = thumbnail(sample.images[0]) if sample.images else '<span class="pb-thumb none">text</span>'
@@ -117,6 +123,7 @@ def _item(sample: Sample, mark: Mark, where: SampleFilter, current: int | None) 
     state = f"{mark.candidates} answers" if mark.candidates != 1 else "1 answer"
     state += " · judged" if mark.judged else ""
     state += " · scored" if mark.scored else ""
+    state += "".join(f' · <span class="pb-warn">{escape(problem)}</span>' for problem in mark.problems)
     return (
         f'<li><a href="{escape(link(where, sample.id), quote=True)}" data-go{here}>'
         f'<span class="pb-pic">{image}{more}</span>'
@@ -149,6 +156,9 @@ class Detail:
     total: int
     before: int | None
     after: int | None
+    checklists: Sequence[Checklist]  # all versions, oldest first
+    desk: Desk
+    agreement: str  # HTML of a line on how far judges and people agree
 
 
 def sample_detail(detail: Detail) -> str:
@@ -162,10 +172,11 @@ def sample_detail(detail: Detail) -> str:
     return (
         f'<article class="pb-sample" data-sample="{sample.id}" aria-label="Sample {sample.id}">'
         f'<div class="pb-bar"><nav class="pb-steps" aria-label="Samples">{steps}</nav>'
-        '<span class="pb-spacer"></span>'
+        f'<span class="pb-spacer"></span>{ask_button(detail.desk, sample.id, key="J")}'
         '<button type="button" class="pb-button small" data-undo>Undo</button></div>'
         f'<div class="pb-columns"><section class="pb-left" aria-label="Image and question">'
-        f"{_images(sample, detail.images)}{_question(sample)}</section>"
+        f"{_images(sample, detail.images)}{_question(sample)}"
+        f"{checklist_section(sample.id, detail.checklists)}</section>"
         f'<section class="pb-right" aria-label="Candidates">{_candidates(detail)}</section></div></article>'
     )
 
@@ -241,16 +252,18 @@ def _candidates(detail: Detail) -> str:
     note = ""
     if not any(judgement.rater.kind == "judge" for judgement in detail.judgements):
         note = (
-            '<p class="pb-hint">Nobody has judged these answers. Score them below, or '
-            '<a href="/jobs?kind=judge">let a judge score them</a>.</p>'
+            '<p class="pb-hint">No judge has been asked about these answers. Score them below, press '
+            '<kbd>J</kbd>, or <a href="/jobs?kind=judge">let a judge score all samples</a>.</p>'
         )
     latest = latest_ok(detail.judgements)
     cards = "".join(_card(candidate, index, latest, detail) for index, candidate in enumerate(detail.candidates))
-    return note + _failures(detail.judgements) + cards + _pairs(detail)
+    calls = judges_calls(detail.judgements, detail.desk, detail.sample.id)
+    return note + calls + detail.agreement + cards + _pairs(detail)
 
 
 def _card(candidate: Candidate, index: int, latest: Sequence[Judgement], detail: Detail) -> str:
     name = letter(index)
+    checklists = {checklist.id: checklist for checklist in detail.checklists}
     own, others = Score(candidate.id), []
     for judgement in latest:
         for score in judgement.scores:
@@ -259,7 +272,7 @@ def _card(candidate: Candidate, index: int, latest: Sequence[Judgement], detail:
             if judgement.rater.kind == "person" and judgement.rater.name == detail.user:
                 own = score
             else:
-                others.append(_other(judgement, score))
+                others.append(given_scores(judgement, score, checklists))
     text = escape(candidate.text) or '<i class="pb-sub">(an empty answer)</i>'
     return (
         f'<article class="pb-card" data-candidate="{candidate.id}" aria-label="Answer {name}">'
@@ -288,33 +301,6 @@ def _buttons(own: Score, name: str) -> str:
         )
         sets.append(f'<fieldset class="pb-metric"><legend>{metric.capitalize()}</legend>{buttons}</fieldset>')
     return "".join(sets)
-
-
-def _other(judgement: Judgement, score: Score) -> str:
-    rater = judgement.rater
-    kind = "Judge" if rater.kind == "judge" else "Person"
-    more = " ".join(part for part in (rater.version, rater.mode) if part)
-    total = sum(score.value(metric) or 0 for metric in QUALITY)
-    quality = f"{total} of {HIGHEST * len(QUALITY)}" if score.complete else "partial"
-    cells = "".join(
-        f'<span class="pb-given" title="{metric}">{"–" if value is None else value}</span>'
-        for metric, value in ((metric, score.value(metric)) for metric in METRICS)
-    )
-    title = escape(f"{kind} {rater.name} {more}".strip(), quote=True)
-    return (
-        f'<div class="pb-grid other"><span class="pb-rater" title="{title}">'
-        f'{escape(rater.name)}<br><span class="pb-kind">{kind}</span> · {quality}</span>{cells}</div>'
-    )
-
-
-def _failures(judgements: Sequence[Judgement]) -> str:
-    """Judgements that gave no scores are seen, never silently left out."""
-    failed = [judgement for judgement in judgements if judgement.state != "ok"]
-    return "".join(
-        f'<p class="pb-hint warn">{escape(judgement.rater.name)}: {escape(judgement.state)}'
-        f"{': ' + escape(judgement.reason) if judgement.reason else ''}</p>"
-        for judgement in failed
-    )
 
 
 def _maker(candidate: Candidate, adapters: Mapping[int, str]) -> str:

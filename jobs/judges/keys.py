@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from jobs.judges.calls import Provider
+from jobs.settings import Settings
+from storage.errors import UserError
 
 NAMES: dict[Provider, tuple[str, ...]] = {
     "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
@@ -21,6 +23,20 @@ def key_name(provider: Provider) -> str | None:
 def api_key(provider: Provider) -> str | None:
     name = key_name(provider)
     return os.environ[name].strip() if name else None
+
+
+def need_key(judge: str, settings: Settings) -> None:
+    """Raise UserError where a remote judge has no key. A local endpoint may go without one."""
+    if judge == "gemini" and key_name("gemini") is None:
+        raise UserError(
+            "No key for Gemini is set. Set GEMINI_API_KEY (or GOOGLE_API_KEY) in the environment and start Plumb "
+            "again; the key is read from there and stored nowhere."
+        )
+    if judge == "openai" and key_name("openai") is None and not settings.openai_url:
+        raise UserError(
+            "No OpenAI-compatible endpoint is set. Set PLUMB_OPENAI_URL to its address (http://127.0.0.1:8000/v1, "
+            "say), and OPENAI_API_KEY where it asks for a key, and start Plumb again."
+        )
 
 
 def scrub(text: str) -> str:

@@ -9,11 +9,16 @@ from jobs.configs import JudgeConfig
 from jobs.event_file import read_events
 from jobs.judges import rules
 from jobs.reporter import Reporter
-from jobs.runs import RunFolder
+from jobs.runs import JobFile, RunFolder
 
 
-def judge(run: RunFolder, config: JudgeConfig, reporter: Reporter) -> None:
-    """Judge every row of the run folder; `config.judge` has one value so far."""
+def judge(run: RunFolder, job: JobFile, config: JudgeConfig, reporter: Reporter) -> None:
+    """Judge every row of the run folder; raises as `remote.judge_remotely`."""
+    if config.judge != rules.NAME:
+        from jobs.judges.remote import judge_remotely  # brings the clients' packages
+
+        judge_remotely(run, job, config, reporter)
+        return
     rows = list(run.rows())
     done = _judged(run)
     reporter.phase(f"judging with {config.judge}")

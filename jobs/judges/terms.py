@@ -76,9 +76,7 @@ class Terms(BaseModel):
         rows = {row.model: row for row in self.models}
         if model in rows:
             return rows[model]
-        fitting = [
-            row for row in self.models if row.model.endswith("*") and model.startswith(row.model.rstrip("*"))
-        ]
+        fitting = [row for row in self.models if row.model.endswith("*") and model.startswith(row.model[:-1])]
         if not fitting:
             raise UserError(
                 f"model = {model!r} has no row in the table of prices and limits, so nobody knows what it would "

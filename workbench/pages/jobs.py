@@ -1,4 +1,7 @@
-"""The Jobs page: launch, queue, progress, curves, log, stop. `/jobs?job=12`, `/jobs?kind=dpo&dataset=NAME`."""
+"""The Jobs page: launch, estimate, queue, progress, curves, log, pause, stop.
+
+`/jobs?job=12`, `/jobs?kind=dpo&dataset=NAME`, `/jobs?rest=12` (judge again what job 12 could not).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,20 @@ from storage.jobs import get_job
 from workbench import job_launch, job_views
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
-from workbench.forms import Form
-from workbench.job_desk import PAGE, changed, halt, look, selected_by, start
+from workbench.forms import Form, merged
+from workbench.job_desk import (
+    PAGE,
+    changed,
+    estimated,
+    form_values,
+    go_on,
+    halt,
+    look,
+    pause,
+    resume,
+    selected_by,
+    start,
+)
 from workbench.job_panels import Launcher, Opened
 from workbench.progress import Watch
 
@@ -60,9 +75,17 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
     seen = gr.State({})
     limit = gr.State(PAGE)
     timer = gr.Timer(TICK_SECONDS)
-    parts = {name: getattr(opened, name) for name in ("head", "charts", "more", "results", "settings", "log")}
+    names = ("head", "figures", "charts", "more", "results", "settings", "log")
+    parts = {name: getattr(opened, name) for name in names}
     parts["jobs"] = jobs
-    shown = [*parts.values(), opened.stop, opened.again, seen, chosen, limit, launcher.column, opened.column]
+    # Buttons that stand there only where they do something, by what a look says of the job.
+    acts = {
+        "rerunnable": opened.again,
+        "pausable": opened.pause,
+        "paused": opened.go_on,
+        "resumable": opened.resume,
+    }
+    shown = [*parts.values(), opened.stop, *acts.values(), seen, chosen, limit, launcher.column, opened.column]
     shown += [opened.problem, *launcher.errors.values()]
     quiet: dict[str, Any] = {
         "concurrency_limit": CONCURRENCY,
@@ -76,8 +99,7 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
         updates: dict[Any, Any] = {parts[name]: value for name, value in news.items() if name in parts}
         if "stoppable" in news:
             updates[opened.stop] = gr.update(interactive=news["stoppable"])
-        if "rerunnable" in news:
-            updates[opened.again] = gr.update(visible=news["rerunnable"])
+        updates |= {button: gr.update(visible=news[name]) for name, button in acts.items() if name in news}
         return updates | {seen: digests}  # Gradio takes no empty answer
 
     def turn_to(job_id: int | None, known: Mapping[str, int], most: int) -> dict[Any, Any]:
@@ -97,19 +119,20 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
                 choices = dict(offers.choices[kind])
                 if "adapter" in choices:
                     choices["adapter"] = job_launch.adapter_choices(db, values[kind]["model"])
-                updates |= form.fill({path: value for path, value in values[kind].items() if path not in choices})
+                changes = [form.fill({path: value for path, value in values[kind].items() if path not in choices})]
                 for path, options in choices.items():
                     value = values[kind].get(path)
-                    updates |= form.offer(path, options, "" if value is None else value)
-                hint = offers.hints.get(kind, "")
-                updates[launcher.hints[kind]] = f'<p class="plumb-hint">{hint}</p>' if hint else ""
-        return updates | {launcher.errors[kind]: "" for kind in launcher.forms}
+                    changes.append(form.offer(path, options, "" if value is None else value))
+                judge = values[kind].get("judge")
+                changes.append(form.show(job_launch.remote_fields(kind), job_launch.is_remote(judge)))
+                updates |= merged(*changes)
+                hint = offers.hints.get(kind) or job_launch.key_hint(judge, context.settings)
+                updates[launcher.hints[kind]] = job_views.hint(hint)
+        return updates | dict.fromkeys((*launcher.errors.values(), *launcher.estimates.values()), "")
 
     def opening(request: gr.Request) -> dict[Any, Any]:
         query = dict(request.query_params)
-        kind = query.get("kind", "")
-        kind = kind if kind in launcher.forms else job_launch.LAUNCHED[0]
-        values = {name: job_launch.start_values(name, query if name == kind else {}) for name in launcher.forms}
+        kind, values = form_values(context, query)
         return offer(values) | turn_to(selected_by(query), {}, PAGE) | {launcher.tabs: gr.update(selected=kind)}
 
     def choosing(most: int, known: dict[str, int], current: int | None, event: gr.EventData) -> dict[Any, Any]:
@@ -128,9 +151,12 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
         values = {name: job_launch.start_values(name, {}) for name in launcher.forms}
         return offer(values) | turn_to(None, known, most)
 
-    def stopping(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
-        problem = halt(context, job_id)
-        return show(job_id, known, most) | {opened.problem: job_views.error(problem)}
+    def asking(act: Callable[[Context, int | None], str]) -> Callable[..., dict[Any, Any]]:
+        def ask(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+            problem = act(context, job_id)
+            return show(job_id, known, most) | {opened.problem: job_views.error(problem)}
+
+        return ask
 
     def again(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
         if job_id is None:
@@ -146,12 +172,16 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
     timer.tick(ticking, [chosen, seen, limit], shown, **quiet)
     jobs.click(told(choosing), [limit, seen, chosen], shown, **quiet)
     new.click(told(fresh), [seen, limit], everything, **quiet, js=_FORGET)
-    opened.stop.click(told(stopping), [chosen, seen, limit], shown, **quiet)
+    asked = {opened.stop: halt, opened.pause: pause, opened.go_on: go_on, opened.resume: resume}
+    for button, act in asked.items():
+        button.click(told(asking(act)), [chosen, seen, limit], shown, **quiet)
     opened.again.click(told(again), [chosen, seen, limit], everything, **quiet, js=_FORGET)
     for kind, form in launcher.forms.items():
         begin = _starter(context, kind, form, launcher.errors[kind], turn_to)
         inputs = [seen, limit, *form.components]
         launcher.starts[kind].click(begin, inputs, shown, **{**quiet, "show_progress": "minimal"})
+    for kind in launcher.estimators:
+        _wire_estimate(context, kind, launcher, quiet)
     for (kind, name), button in launcher.presets.items():
         button.click(_presetter(kind, name, launcher), None, list(launcher.forms[kind].components), **quiet)
     for kind in PRESETS:
@@ -163,6 +193,31 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
     generate.component("model").input(
         _adapters(context, generate), [generate.component("model")], [generate.component("adapter")], **quiet
     )
+
+
+def _wire_estimate(context: Context, kind: str, launcher: Launcher, quiet: Mapping[str, Any]) -> None:
+    """The estimate of a form, and what its choice of a judge changes on it."""
+    form, panel = launcher.forms[kind], launcher.estimates[kind]
+    judge = form.component("judge")
+    remote = job_launch.remote_fields(kind)
+
+    def estimating(*raw: Any) -> str:
+        return estimated(context, kind, form.controls, raw)
+
+    def choosing_judge(name: str | None) -> dict[Any, Any]:
+        with context.database() as db:
+            lacking = job_launch.offers(db, context.settings).hints.get(kind)
+        hint = lacking or job_launch.key_hint(name, context.settings)
+        return form.show(remote, job_launch.is_remote(name)) | {launcher.hints[kind]: job_views.hint(hint)}
+
+    fields = list(form.components)
+    launcher.estimators[kind].click(
+        told(estimating), fields, [panel], **{**quiet, "show_progress": "minimal"}, trigger_mode="always_last"
+    )
+    outputs = [*(form.component(path) for path in remote), launcher.hints[kind]]
+    judge.input(told(choosing_judge), [judge], outputs, **quiet)
+    # An estimate of other settings than those that stand there would mislead.
+    gr.on([field.change for field in fields], None, None, [panel], js="() => ''", api_visibility="private")
 
 
 def _starter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,16 +17,21 @@ from urllib.parse import parse_qs
 import gradio as gr
 from sqlite_utils import Database
 
+from jobs.judges import desk
+from jobs.judges.identity import rater_of
+from jobs.judges.keys import need_key
 from storage import samples as store
 from storage.adapters import list_adapters
 from storage.candidates import candidates_of, count_candidates
+from storage.checklists import checklists_of
 from storage.errors import NotFound, UserError
 from storage.images import get_images
 from storage.pairs import count_pairs, pairs_of_sample
-from storage.records import Sample
+from storage.records import Candidate, Checklist, Sample
 from storage.samples import SampleFilter
 from storage.scores import get_judgements, list_raters
-from workbench import views
+from workbench import judge_marks, views
+from workbench.agreement_views import sample_agreement
 from workbench.context import Context
 from workbench.events import read_id, told
 
@@ -65,15 +70,16 @@ def show(context: Context, user: str, search: str) -> View:
         pinned, problem = _pinned(db, where, wanted)
         rows = _list(db, where, user, total, pinned.id if pinned else None)
         if pinned:
-            detail = views.sample_detail(_detail(db, where, user, total, pinned))
+            detail = views.sample_detail(_detail(db, context, where, user, total, pinned))
         else:
             detail = views.empty("Nothing to show", problem) if everything else ""
         pairs = sum(count_pairs(db).values())
         judged = any(rater.kind == "judge" for rater in list_raters(db))
         steps = views.next_step(count_candidates(db), judged, pairs) if everything else ""
+        problems = views.problem_links(store.count_problems(db, where), where)
     told_counts = views.data_counts({"samples": everything, "pairs": pairs})
     share = f" of {everything:,}" if where.as_query() else ""
-    count = f'<p class="pb-total" {told_counts} role="status"><b>{total:,}</b>{share} samples</p>'
+    count = f'<p class="pb-total" {told_counts} role="status"><b>{total:,}</b>{share} samples</p>{problems}'
     return View(everything == 0, where, facets["source"], facets["split"], count, steps, rows, detail)
 
 
@@ -136,6 +142,7 @@ def _list(db: Database, where: SampleFilter, user: str, total: int, current: int
             candidates=len(candidates[sample_id]),
             judged=any(given.rater.kind == "judge" and given.state == "ok" for given in judgements[sample_id]),
             scored=any(given.rater.kind == "person" for given in judgements[sample_id]),
+            problems=judge_marks.problems(judgements[sample_id]),
         )
         for sample_id in ids
     }
@@ -151,12 +158,17 @@ def _list(db: Database, where: SampleFilter, user: str, total: int, current: int
     )
 
 
-def _detail(db: Database, where: SampleFilter, user: str, total: int, sample: Sample) -> views.Detail:
+def _detail(
+    db: Database, context: Context, where: SampleFilter, user: str, total: int, sample: Sample
+) -> views.Detail:
+    candidates = candidates_of(db, [sample.id])[sample.id]
+    judgements = get_judgements(db, [sample.id])[sample.id]
+    checklists = checklists_of(db, sample.id)
     return views.Detail(
         sample=sample,
         images=get_images(db, sample.images),
-        candidates=candidates_of(db, [sample.id])[sample.id],
-        judgements=get_judgements(db, [sample.id])[sample.id],
+        candidates=candidates,
+        judgements=judgements,
         pairs=pairs_of_sample(db, sample.id),
         adapters={adapter.id: adapter.name for adapter in list_adapters(db)},
         user=user,
@@ -166,7 +178,33 @@ def _detail(db: Database, where: SampleFilter, user: str, total: int, sample: Sa
         total=total,
         before=store.neighbour(db, where, sample.id, forward=False),
         after=store.neighbour(db, where, sample.id, forward=True),
+        checklists=checklists,
+        desk=desk_of(context, candidates, checklists),
+        agreement=sample_agreement(judgements),
     )
+
+
+def desk_of(
+    context: Context, candidates: Sequence[Candidate], checklists: Sequence[Checklist]
+) -> judge_marks.Desk:
+    """The judge that the key J asks, and why it cannot be asked about this sample, if it cannot."""
+    try:
+        config = desk.read_desk(context.folder)
+    except UserError as error:
+        return judge_marks.Desk(obstacle=str(error))
+    rater = rater_of(config)
+    if not candidates:
+        there = ("/jobs?kind=generate", "Generate candidates")
+        return judge_marks.Desk(rater, "There are no answers to judge yet.", there)
+    try:
+        need_key(config.judge, context.settings)
+    except UserError as error:
+        return judge_marks.Desk(rater, str(error))
+    newest = next((one for one in reversed(checklists) if one.state == "ok"), None)
+    if config.checklists and (newest is None or not newest.items):
+        there = ("/judges", "Choose a judge without")
+        return judge_marks.Desk(rater, f"{rater[0]} judges with checklists, and this sample has none.", there)
+    return judge_marks.Desk(rater)
 
 
 # --- wiring ---

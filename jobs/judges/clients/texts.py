@@ -1,0 +1,18 @@
+"""Texts on their way to a provider and back."""
+
+from __future__ import annotations
+
+WORDS = 300  # characters of a provider's message that are told on
+
+
+def sendable(text: str) -> str:
+    """The text with � for halves of surrogate pairs, which no encoding of a request can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def shorten(text: str) -> str:
+    """One line of at most `WORDS` characters; a web page is not quoted."""
+    line = " ".join(text.split())
+    if line.startswith("<"):
+        return "a web page"
+    return line if len(line) <= WORDS else line[: WORDS - 1] + "…"

@@ -1,0 +1,202 @@
+"""“Score this sample”: one judgement at once, in the web process, under the same ledger, limits and caps as jobs.
+
+Nothing of a job's ceremony: no form, no queue, no worker. What is kept is the same: the reply lies in a file of the
+judgement's key before it is read, and is used instead of a new request if the process dies before it is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlite_utils import Database
+
+from jobs.configs import JudgeConfig, parse_config
+from jobs.judges import rules
+from jobs.judges.calls import CallOptions
+from jobs.judges.identity import Rater, key_of, rater_of
+from jobs.judges.keys import need_key
+from jobs.judges.run import judge_row
+from jobs.judges.terms import read_terms
+from jobs.packing import judge_rows
+from jobs.rubric import load_rubric
+from jobs.settings import Settings
+from storage.database import immediate, session
+from storage.errors import Conflict, PlumbError, UserError
+from storage.files import write_atomically
+from storage.folder import DataFolder
+from storage.images import image_path
+from storage.records import Image, JudgementState
+from storage.samples import get_sample
+from storage.scores import add_judgement, ensure_rater, states_by_key
+from storage.users import ensure_user
+
+FILE = "desk.json"
+DEFAULT = JudgeConfig(judge="gemini")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. `cost` in dollars; `already`: it had been judged before, nothing was asked."""
+
+    state: JudgementState
+    reason: str
+    cost: float
+    already: bool
+    rater: Rater
+
+
+def read_desk(folder: DataFolder) -> JudgeConfig:
+    """The judge that is asked; its budget is what this may cost in a day.
+
+    Raises:
+        UserError: the file that keeps it cannot be read.
+    """
+    file = folder.judges / FILE
+    try:
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return DEFAULT
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); choose the judge anew on the Judges page.") from None
+    config = parse_config("judge", values if isinstance(values, dict) else {})
+    assert isinstance(config, JudgeConfig)
+    return config
+
+
+def write_desk(folder: DataFolder, config: JudgeConfig) -> None:
+    folder.judges.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.judges / FILE, config.model_dump_json(indent=2) + "\n")
+
+
+def score_now(folder: DataFolder, settings: Settings, sample_id: int, user: str) -> Outcome:
+    """Judge one sample and store the judgement; returns when it is there.
+
+    Raises:
+        NotFound: there is no such sample.
+        UserError: no key, no candidates, no checklist where one is asked for, no price for the model.
+        Conflict: the same judgement is being asked for right now.
+        PlumbError: a limit of the day, the budget, or a refusal by the provider.
+    """
+    config = read_desk(folder)
+    rater = rater_of(config)
+    with session(folder) as db:
+        row, images = _row(db, config, sample_id)
+        key = key_of(row, rater, config.order_seed)
+    if config.judge == rules.NAME:
+        judged = {**judge_row(row), "key": key}
+        with session(folder) as db:
+            _store(db, rater, sample_id, judged, user)
+        return Outcome(judged["state"], judged["reason"], 0.0, False, rater)
+    need_key(config.judge, settings)
+    with _alone(folder, key):
+        with session(folder) as db:
+            if states_by_key(db, rater).get(key) == "ok":
+                return Outcome("ok", "", 0.0, True, rater)
+        judged = _ask(folder, settings, config, row, images, key)
+        with session(folder) as db:
+            _store(db, rater, sample_id, judged, user)
+        _replies(folder, key).unlink(missing_ok=True)
+    return Outcome(judged["state"], judged["reason"], judged["cost"], False, rater)
+
+
+def _row(db: Database, config: JudgeConfig, sample_id: int) -> tuple[dict[str, Any], dict[str, Image]]:
+    get_sample(db, sample_id)
+    rows, images = judge_rows(db, config, [sample_id])
+    if rows:
+        return rows[0], images
+    if config.checklists and judge_rows(db, config.model_copy(update={"checklists": False}), [sample_id])[0]:
+        raise UserError(
+            f"Sample {sample_id} has no checklist, and the judge is asked with checklists. Write one beside the "
+            "sample, or choose a judge without on the Judges page."
+        )
+    raise UserError(f"Sample {sample_id} has no answers to judge; generate some first.")
+
+
+def _ask(
+    folder: DataFolder,
+    settings: Settings,
+    config: JudgeConfig,
+    row: dict[str, Any],
+    images: dict[str, Image],
+    key: str,
+) -> dict[str, Any]:
+    from jobs.judges.asking import Asker, Kept, as_event, kept_of
+    from jobs.judges.caller import Caller
+    from jobs.judges.clients.make import make_client
+    from jobs.judges.ledger import Budget, Ledger
+
+    files = {image.name: image_path(folder, image) for image in images.values()}
+    replies = _replies(folder, key)
+
+    def keep(reply: Kept, sample: int) -> None:
+        line = json.dumps({"kind": "reply", "sample_id": sample, **as_event(reply)}, ensure_ascii=False)
+        with replies.open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")  # begins a line of its own, also behind one that a crash has torn
+
+    def waits(text: str) -> None:
+        if text:  # for a quota of the day: nobody waits at the desk for hours
+            raise PlumbError(f"Not asked: {text}")
+
+    client = make_client(config.judge, settings, threads=1)  # type: ignore[arg-type]
+    try:
+        caller = Caller(
+            client,
+            Ledger(folder.judges),
+            lambda: read_terms(folder.judges),
+            account=f"desk-{datetime.now(UTC).date()}",
+            budget=Budget(config.budget, config.max_requests),
+            model=config.model,
+            options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),
+            check=lambda: None,
+            tell=waits,
+        )
+        asker = Asker(caller, files.__getitem__, keep, config.second_tries, kept_of(_events(replies)))
+        return asker.judge(row, config, load_rubric(config.rubric, folder.judges))
+    finally:
+        client.close()
+
+
+def _store(db: Database, rater: Rater, sample_id: int, judged: dict[str, Any], user: str) -> None:
+    fields = {name: value for name, value in judged.items() if name not in ("sample_id", "rater")}
+    with immediate(db):
+        ensure_user(db, user)
+        rater_id = ensure_rater(db, "judge", *rater)
+        add_judgement(db, rater_id=rater_id, sample_id=sample_id, job_id=None, asked_by=user, **fields)
+
+
+@contextmanager
+def _alone(folder: DataFolder, key: str) -> Iterator[None]:
+    """One request for a key at a time, across threads and processes.
+
+    Keys share 1,024 lock files, which stay: a lock file that is removed lets two in.
+    """
+    place = folder.judges / "desk"
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(place / f"{int(key, 16) % 1024:04}.lock", timeout=0, thread_local=False):
+            yield
+    except Timeout:
+        raise Conflict("This judgement is being asked for right now; its scores appear when it is there.") from None
+
+
+def _replies(folder: DataFolder, key: str) -> Path:
+    return folder.judges / "desk" / f"{key}.jsonl"
+
+
+def _events(file: Path) -> Iterator[dict[str, Any]]:
+    """The replies of a process that died before it stored the judgement."""
+    if not file.exists():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError:  # torn by a crash: that reply is lost
+            continue

@@ -1,0 +1,202 @@
+"""Judge and checklist jobs that ask a remote model: one bounded pool over the rows of a run folder.
+
+The reply is in events.jsonl before anything is made of it, so a worker that is killed pays again for nothing but
+what was on its way. Limits, budget and the state of the provider are the ledger's, shared by all workers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from jobs.configs import ChecklistConfig, JudgeConfig
+from jobs.event_file import read_events
+from jobs.judges.asking import Asker, Kept, as_event, kept_of
+from jobs.judges.caller import Caller
+from jobs.judges.calls import CallOptions
+from jobs.judges.clients.make import make_client
+from jobs.judges.ledger import Budget, BudgetSpent, Ledger
+from jobs.judges.terms import read_terms
+from jobs.reporter import Reporter, Stopped
+from jobs.rubric import parse_rubric
+from jobs.runs import PAUSE, STOP, JobFile, RunFolder
+from jobs.settings import load_settings
+
+POLL_SECONDS = 0.25
+TELL_SECONDS = 1.0
+
+Row = dict[str, Any]
+
+
+def judge_remotely(run: RunFolder, job: JobFile, config: JudgeConfig, reporter: Reporter) -> None:
+    """Judge every row that the run folder does not hold a judgement of yet.
+
+    Raises:
+        Stopped: by request, or because the budget is used up.
+        PlumbError: nothing more can be asked (a wrong key, an unknown model, refusals in a row).
+    """
+    text = (run.path / "data" / "rubric.yaml").read_text(encoding="utf-8")
+    rubric = parse_rubric(text, "the rubric in the run folder")
+    how = f"judging with {config.model}"
+    _Pool(run, job, config, reporter, how).work("judgement", lambda asker, row: asker.judge(row, config, rubric))
+
+
+def write_checklists(run: RunFolder, job: JobFile, config: ChecklistConfig, reporter: Reporter) -> None:
+    """Write a checklist for every row that has none in the run folder; raises as `judge_remotely`."""
+    how = f"writing checklists with {config.model}"
+    _Pool(run, job, config, reporter, how).work("checklist", lambda asker, row: asker.write_checklist(row, config))
+
+
+def judges_folder(run: RunFolder, job: JobFile) -> Path:
+    """Where the ledger lies: the data folder's, or the run folder's own on a machine that has no such folder."""
+    shared = Path(job.judges_dir) if job.judges_dir else None
+    return shared if shared is not None and shared.is_dir() else run.path / "judges"
+
+
+class _Pool:
+    """Rows in, events out, with what it costs told along the way."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        job: JobFile,
+        config: JudgeConfig | ChecklistConfig,
+        reporter: Reporter,
+        how: str,
+    ) -> None:
+        self._run, self._config, self._reporter, self._how = run, config, reporter, how
+        self._events = list(read_events(run.events))
+        folder = judges_folder(run, job)
+        self._ledger = Ledger(folder)
+        # A database that was begun anew counts its jobs from 1 again: the moment makes the account its own.
+        self._account = f"job-{job.job_id}-{job.created_at}"
+        self._stopping = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+        self._lock = threading.Lock()
+        self._asked: deque[float] = deque()
+        self._tokens = [0, 0]
+        self._told = 0.0
+        self._client = make_client(config.judge, load_settings(), threads=config.concurrency)  # type: ignore[arg-type]
+        caller = Caller(
+            self._client,
+            self._ledger,
+            lambda: read_terms(folder),
+            account=self._account,
+            budget=Budget(config.budget, config.max_requests),
+            model=config.model,
+            options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),
+            check=self._check,
+            tell=self._tell,
+        )
+        self._asker = Asker(caller, run.image, self._keep, config.second_tries, self._earlier())
+
+    def work(self, kind: str, make: Callable[[Asker, Row], Row]) -> None:
+        """Make an event of this kind of each row that has none yet."""
+        rows = list(self._run.rows())
+        done = {event["sample_id"] for event in self._events if event["kind"] == kind}
+        todo = deque(row for row in rows if row["sample_id"] not in done)
+        total = len(rows)
+        count = total - len(todo)
+        self._reporter.phase(self._how)
+        self._progress(count, total, always=True)
+        ended: BaseException | None = None
+        pending: set[Future[Row]] = set()
+        try:
+            with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask") as pool:
+                try:
+                    while (todo and ended is None) or pending:
+                        while todo and ended is None and len(pending) < self._config.concurrency:
+                            pending.add(pool.submit(make, self._asker, todo.popleft()))
+                        finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                        for future in finished:
+                            error = future.exception()
+                            if error is None:
+                                self._reporter.event(kind, **future.result())
+                                count += 1
+                            elif ended is None or isinstance(ended, Stopped):
+                                ended = error  # the first that says more than "stopped"
+                                self._stopping.set()
+                        self._listen()
+                        if self._stopping.is_set() and ended is None:
+                            ended = Stopped("stopped by request")
+                        self._progress(count, total)
+                finally:
+                    self._stopping.set()
+                    self._going.set()
+        finally:
+            self._client.close()
+            self._progress(count, total, always=True)
+        if isinstance(ended, BudgetSpent):
+            raise Stopped(f"{ended} {count:,} of {total:,} samples are done.")
+        if ended is not None:
+            raise ended
+
+    def _earlier(self) -> list[Kept]:
+        """Replies of earlier attempts; what they cost counts, whatever became of the ledger."""
+        kept = kept_of(self._events)
+        self._ledger.floor(self._account, sum(reply.cost for reply in kept), len(kept))
+        self._tokens = [sum(reply.tokens_in for reply in kept), sum(reply.tokens_out for reply in kept)]
+        return kept
+
+    def _keep(self, reply: Kept, sample_id: int) -> None:
+        self._reporter.event("reply", sample_id=sample_id, **as_event(reply))
+        with self._lock:
+            self._asked.append(time.monotonic())
+            self._tokens[0] += reply.tokens_in
+            self._tokens[1] += reply.tokens_out
+
+    # what is asked of the job --------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Called by every thread while it waits."""
+        while not self._going.wait(POLL_SECONDS):
+            if self._stopping.is_set():
+                break
+        if self._stopping.is_set():
+            raise Stopped("stopped by request")
+
+    def _listen(self) -> None:
+        asked = self._run.asked()
+        if asked == STOP:
+            self._stopping.set()
+        elif asked == PAUSE and self._going.is_set():
+            self._going.clear()
+            self._reporter.phase("paused")
+        elif asked != PAUSE and not self._going.is_set():
+            self._going.set()
+            self._reporter.phase(self._how)
+
+    # what the job tells ---------------------------------------------------------------------------------
+
+    def _tell(self, text: str) -> None:
+        self._reporter.phase(text or self._how)
+
+    def _progress(self, count: int, total: int, always: bool = False) -> None:
+        now = time.monotonic()
+        if not always and now - self._told < TELL_SECONDS:
+            return
+        self._told = now
+        spent = self._ledger.spent(self._account)
+        with self._lock:
+            while self._asked and self._asked[0] < now - 60:
+                self._asked.popleft()
+            span = min(60.0, now - self._asked[0]) if self._asked else 0.0
+            rate = len(self._asked) * 60 / max(span, 1.0)
+            tokens_in, tokens_out = self._tokens
+        self._reporter.progress(count, total, "samples")
+        self._reporter.metric(
+            count,
+            {
+                "money": spent.money,
+                "requests": spent.requests,
+                "rate": rate,
+                "tokens_in": tokens_in,
+                "tokens_out": tokens_out,
+            },
+        )

@@ -1,0 +1,29 @@
+"""How many tokens a prompt will be: an estimate for limits and money, corrected by the provider's own count."""
+
+from __future__ import annotations
+
+import io
+
+from jobs.judges.calls import Picture, Prompt
+from jobs.judges.pictures import picture_tokens
+
+CHARACTERS_A_TOKEN = 3.5  # English takes about 4, other scripts and JSON fewer
+
+
+def text_tokens(text: str) -> int:
+    return round(len(text) / CHARACTERS_A_TOKEN) + 1
+
+
+def prompt_tokens(prompt: Prompt) -> int:
+    """Tokens of system text, parts, pictures and schema."""
+    total = text_tokens(prompt.system)
+    for part in prompt.parts:
+        total += _picture(part) if isinstance(part, Picture) else text_tokens(part)
+    return total + (text_tokens(str(prompt.schema)) if prompt.schema else 0)
+
+
+def _picture(picture: Picture) -> int:
+    import PIL.Image
+
+    with PIL.Image.open(io.BytesIO(picture.data)) as image:  # reads the header alone
+        return picture_tokens(*image.size)

@@ -1,0 +1,229 @@
+"""What a job's configuration names, resolved into the rows and files of its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlite_utils import Database
+
+from jobs.configs import (
+    ChecklistConfig,
+    DpoConfig,
+    GenerateConfig,
+    JobConfig,
+    JudgeConfig,
+    Selection,
+    ServeConfig,
+)
+from jobs.judges import rules
+from jobs.judges.identity import key_of, rater_of
+from jobs.judges.keys import need_key
+from jobs.judges.terms import read_terms
+from jobs.rows import Row, checklist_row, dpo_row, generate_row, judge_row
+from jobs.rubric import load_rubric, rubric_yaml
+from jobs.settings import Settings
+from storage.adapters import get_adapter
+from storage.candidates import answered_by, candidates_of
+from storage.checklists import latest_checklists
+from storage.datasets import dataset_rows, get_dataset
+from storage.errors import UserError
+from storage.images import get_images
+from storage.records import Adapter, Checklist, Dataset, Image, Message
+from storage.samples import SampleFilter, find_samples, get_samples, images_of
+from storage.scores import judged_fully, states_by_key
+
+
+@dataclass(frozen=True)
+class Freight:
+    """What goes into the run folder beside job.json."""
+
+    rows: list[Row]
+    images: dict[str, Image] = field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
+    dataset: Dataset | None = None
+    files: dict[str, str] = field(default_factory=dict)  # name below data/ → text
+
+
+def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
+    """Resolve what a configuration names into rows, images and adapters.
+
+    Raises:
+        UserError: what it names is not there, or there is nothing to do.
+    """
+    match config:
+        case GenerateConfig():
+            return _pack_generate(db, config)
+        case JudgeConfig():
+            return pack_judge(db, settings, config)
+        case ChecklistConfig():
+            return pack_checklist(db, settings, config)
+        case DpoConfig():
+            return _pack_dpo(db, config)
+        case ServeConfig():
+            adapters = tuple(get_adapter(db, adapter_id) for adapter_id in config.adapters)
+            for adapter in adapters:
+                _check_base(adapter, config.model)
+            return Freight(rows=[], adapters=adapters)
+    raise UserError(f"There is no way to freeze a job of kind {config.kind!r}.")
+
+
+def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
+    adapters: tuple[Adapter, ...] = ()
+    if config.adapter is not None:
+        adapters = (get_adapter(db, config.adapter),)
+        _check_base(adapters[0], config.model)
+    ids = select(db, config.samples)
+    if config.samples.only_missing:
+        answered = answered_by(db, config.model, config.adapter)
+        ids = [sample_id for sample_id in ids if sample_id not in answered]
+    ids = _limited(ids, config.samples)
+    if not ids:
+        raise UserError(
+            "There is nothing to generate: no sample fits the selection. Load the demo on the Samples page, "
+            "widen the selection, or switch off “Only what is missing” to draw more candidates."
+        )
+    samples = get_samples(db, ids)
+    images = _images(db, [sample.messages for sample in samples])
+    return Freight([generate_row(sample, images) for sample in samples], images, adapters)
+
+
+def pack_judge(db: Database, settings: Settings, config: JudgeConfig) -> Freight:
+    files: dict[str, str] = {}
+    if config.judge != rules.NAME:
+        check_call(settings, config)
+        files["rubric.yaml"] = rubric_yaml(load_rubric(config.rubric, settings.folder.judges))
+    ids = select(db, config.samples)
+    rows, images = judge_rows(db, config, ids)
+    if config.samples.only_missing:
+        if config.judge == rules.NAME:
+            done = judged_fully(db, rules.RATER)
+            rows = [row for row in rows if row["sample_id"] not in done]
+        else:
+            rows = _unjudged(db, config, rows)
+    rows = rows[: config.samples.limit]
+    if not rows:
+        raise UserError(_nothing_to_judge(config))
+    return Freight(rows, _used(rows, images), files=files)
+
+
+def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[list[Row], dict[str, Image]]:
+    """The rows of those of these samples that can be judged: with candidates and, if asked for, a checklist."""
+    candidates = candidates_of(db, ids)
+    lists: dict[int, Checklist] = {}
+    if config.checklists:
+        lists = {key: found for key, found in latest_checklists(db, ids).items() if found.items}
+    ids = [key for key in ids if candidates[key] and (key in lists or not config.checklists)]
+    samples = get_samples(db, ids)
+    images = _images(db, [sample.messages for sample in samples])
+    return [judge_row(one, candidates[one.id], images, lists.get(one.id)) for one in samples], images
+
+
+def _unjudged(db: Database, config: JudgeConfig, rows: list[Row]) -> list[Row]:
+    """Rows whose judgement, by this judge and in this order, is not there yet or went wrong."""
+    rater = rater_of(config)
+    states = states_by_key(db, rater)
+    done = {"ok"} if config.ask_blocked else {"ok", "blocked"}
+    return [row for row in rows if states.get(key_of(row, rater, config.order_seed)) not in done]
+
+
+def _nothing_to_judge(config: JudgeConfig) -> str:
+    if config.checklists:
+        return (
+            "There is nothing to judge: no sample of the selection has candidates and a checklist, without this "
+            "judge's scores. Let a checklist job write some first, or switch off “With checklists”."
+        )
+    return (
+        "There is nothing to judge: no sample of the selection has candidates without this judge's scores. "
+        "Generate candidates first, or switch off “Only what is missing” to judge again."
+    )
+
+
+def pack_checklist(db: Database, settings: Settings, config: ChecklistConfig) -> Freight:
+    check_call(settings, config)
+    ids = select(db, config.samples)
+    if config.samples.only_missing:
+        there = latest_checklists(db, ids)
+        ids = [sample_id for sample_id in ids if sample_id not in there]
+    ids = _limited(ids, config.samples)
+    if not ids:
+        raise UserError(
+            "There is nothing to write: every sample of the selection has a checklist. "
+            "Widen the selection, or switch off “Only what is missing” to write new versions."
+        )
+    samples = get_samples(db, ids)
+    images = _images(db, [sample.messages for sample in samples])
+    return Freight([checklist_row(sample, images) for sample in samples], images)
+
+
+def check_call(settings: Settings, config: JudgeConfig | ChecklistConfig) -> None:
+    """Raise UserError where the model has no price, or no key is set for its provider."""
+    read_terms(settings.folder.judges).of(config.model)
+    need_key(config.judge, settings)
+
+
+def _pack_dpo(db: Database, config: DpoConfig) -> Freight:
+    dataset = get_dataset(db, config.dataset)
+    frozen = dataset_rows(db, dataset.id)
+    if not any(row.split == "train" for row in frozen):
+        raise UserError(
+            f"The data set {dataset.name!r} has no pairs to train on; freeze one with pairs on the Pairs page."
+        )
+    images = _images(db, [row.row["messages"] for row in frozen])
+    return Freight([dpo_row(row, images) for row in frozen], images, dataset=dataset)
+
+
+def select(db: Database, selection: Selection) -> list[int]:
+    """The ids that a selection names, in order, before its limit.
+
+    Raises:
+        UserError: an id is not there.
+        NotFound: the data set is not there.
+    """
+    if selection.ids is not None:
+        found = {sample.id for sample in get_samples(db, selection.ids)}
+        missing = [sample_id for sample_id in selection.ids if sample_id not in found]
+        if missing:
+            raise UserError(f"samples.ids: there is no sample {missing[0]}; remove it from the list.")
+        ids = sorted(found)
+    else:
+        ids = []
+        while page := find_samples(db, SampleFilter(), after=ids[-1] if ids else 0, limit=1000):
+            ids += [sample.id for sample in page if selection.source is None or sample.source == selection.source]
+            if len(page) < 1000:
+                break
+    if selection.dataset:
+        rows = dataset_rows(db, get_dataset(db, selection.dataset).id, selection.split)
+        inside = {row.sample_id for row in rows}
+        ids = [sample_id for sample_id in ids if sample_id in inside]
+    return ids
+
+
+def _limited(ids: Sequence[int], selection: Selection) -> list[int]:
+    return list(ids[: selection.limit] if selection.limit else ids)
+
+
+def _images(db: Database, chats: Sequence[Sequence[Message]]) -> dict[str, Image]:
+    return get_images(db, (sha256 for messages in chats for sha256 in images_of(messages)))
+
+
+def _used(rows: Sequence[Row], images: dict[str, Image]) -> dict[str, Image]:
+    """The images that these rows show."""
+    names = {
+        part["image"]
+        for row in rows
+        for message in row["messages"]
+        for part in message["content"]
+        if part["type"] == "image"
+    }
+    return {sha256: image for sha256, image in images.items() if image.name in names}
+
+
+def _check_base(adapter: Adapter, model: str) -> None:
+    if adapter.base_model != model:
+        raise UserError(
+            f"adapter {adapter.id} ({adapter.name}) was trained on {adapter.base_model!r}, not on {model!r}; "
+            f"set the base model to {adapter.base_model!r}."
+        )
+
+
