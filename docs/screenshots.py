@@ -2,12 +2,16 @@
 
     python docs/screenshots.py [--samples 400] [--data FOLDER]
 
-Takes the whole way on the embedded demo, with the preset "demo", in headless Chromium.
+Takes the whole way on the embedded demo, with the preset "demo", in headless Chromium. Then it lets a remote judge
+score the same samples, for the pictures of estimate, running job and agreement: the judge is the server of the tests,
+which gives the rule-based judge's scores with noise, and the person's scores are such scores too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import sys
 import tempfile
 import time
@@ -20,7 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser import Tour, browsing, serving  # noqa: E402
+from gemini_server import GeminiServer  # noqa: E402
+from jobs.judges.prompts import order_of  # noqa: E402
+from storage.candidates import candidates_of  # noqa: E402
+from storage.database import session  # noqa: E402
 from storage.easy_vqa import load_questions  # noqa: E402
+from storage.folder import DataFolder  # noqa: E402
+from storage.records import METRICS  # noqa: E402
+from storage.samples import SampleFilter, find_samples  # noqa: E402
+from storage.scores import get_judgements  # noqa: E402
+
+KEY = "key-of-the-screenshots"
+PEOPLE = 60  # samples that a person has scored
 
 IMAGES = ROOT / "docs" / "images"
 
@@ -70,12 +85,84 @@ def take(samples: int, data: Path) -> dict[str, float]:
     return times
 
 
+def noisy(scores: dict[str, int], seed: str, share: float) -> dict[str, int]:
+    """Scores of which about this share is moved by one."""
+    draw = random.Random(seed)
+    return {
+        metric: min(4, max(0, value + draw.choice((-1, 1)))) if draw.random() < share else value
+        for metric, value in scores.items()
+    }
+
+
+class StandIn:
+    """What the test server answers: the rule-based judge's scores of the sample in the prompt, with noise."""
+
+    def __init__(self, data: Path) -> None:
+        self.scores: dict[int, dict[int, dict[str, int]]] = {}
+        self._known: dict[tuple[str, str], int] = {}
+        with session(DataFolder(data)) as db:
+            found = find_samples(db, SampleFilter(), limit=100_000)
+            ids = [sample.id for sample in found]
+            candidates, judgements = candidates_of(db, ids), get_judgements(db, ids)
+        for sample in found:
+            judged = next(one for one in judgements[sample.id] if one.rater.name == "easy-vqa-rules")
+            self.scores[sample.id] = {
+                score.candidate_id: {metric: score.value(metric) or 0 for metric in METRICS} for score in judged.scores
+            }
+            self._known[sample.images[0], sample.question] = sample.id
+        self.candidates = {sample_id: [one.id for one in candidates[sample_id]] for sample_id in ids}
+
+    def answer(self, prompt: str, pictures: list[bytes]) -> str:
+        image = hashlib.sha256(pictures[0]).hexdigest()
+        fitting = [key for (sha, question), key in self._known.items() if sha == image and question in prompt]
+        row = {"sample_id": fitting[0], "candidates": [{"id": key} for key in self.candidates[fitting[0]]]}
+        answers = [
+            {
+                "letter": chr(65 + place),
+                "reasoning": "A stand-in's reply.",
+                **noisy(self.scores[fitting[0]][candidate_id], f"judge:{candidate_id}", 0.35),
+            }
+            for place, candidate_id in enumerate(order_of(row, 0))
+        ]
+        return json.dumps({"image": "a coloured shape", "answers": answers})
+
+
+def take_judging(data: Path) -> None:
+    """Shoot the judges' pages over what `take` has left."""
+    stand_in = StandIn(data)
+    kinds = ("blocked", "truncated", "malformed", "500")
+    with GeminiServer(answer=stand_in.answer, latency=0.5, faults=0.04, kinds=kinds, key=KEY) as server:
+        environment = {"GEMINI_API_KEY": KEY, "PLUMB_GEMINI_URL": server.url}
+        with serving(data, **environment) as address, browsing(1280, 860) as page:
+
+            def look(name: str) -> None:
+                page.wait_for_timeout(900)
+                page.screenshot(path=IMAGES / f"{name}.png")
+
+            tour = Tour(page, address, look)
+            for sample_id in list(stand_in.scores)[:PEOPLE]:
+                for candidate_id, scores in stand_in.scores[sample_id].items():
+                    for metric, value in noisy(scores, f"person:{candidate_id}", 0.25).items():
+                        body = {"candidate": candidate_id, "metric": metric, "value": value}
+                        page.request.post(f"{address}/api/scores", data=body).dispose()
+            tour.judge(look)
+            tour.open("/agreement", "#pb-found table")
+            page.wait_for_timeout(1500)
+            look("agreement")
+            tour.open("/judges", "h2")
+            look("judges")
+            if page.problems:
+                print("console:", page.problems, file=sys.stderr)
+
+
 def main(
     samples: Annotated[int, typer.Option(help="how many samples to load")] = 400,
     data: Annotated[Path | None, typer.Option(help="an empty folder; default: a temporary one")] = None,
 ) -> None:
     IMAGES.mkdir(exist_ok=True)
-    times: dict[str, Any] = dict(take(samples, data or Path(tempfile.mkdtemp(prefix="plumb-shots-"))))
+    data = data or Path(tempfile.mkdtemp(prefix="plumb-shots-"))
+    times: dict[str, Any] = dict(take(samples, data))
+    take_judging(data)
     print(json.dumps({"samples": samples, "seconds": times, "to_two_columns": round(sum(times.values()), 1)}))
 
 

@@ -169,6 +169,31 @@ class Tour:
         assert re.search(r"\bdone\b", head.inner_text(), re.I), head.inner_text()
         return job_id
 
+    def judge(self, look: Callable[[str], None], seconds: float = 300.0) -> int:
+        """Estimate and start a Gemini judge job over all samples; returns its id once it is done."""
+        self.open("/jobs?kind=judge&judge=gemini", "#ask-judge")
+        self.page.locator("#jobs-list [data-open]").wait_for(state="attached")
+        self.page.locator("#ask-judge").click()
+        self.page.locator("#estimate-judge").get_by_text("$").first.wait_for()
+        look("judge-estimate")
+        self.page.locator("#start-judge").click()
+        self.page.wait_for_url("**/jobs?job=*")
+        job_id = int(self.page.url.rsplit("=", 1)[1])
+        head = self.page.locator("#job-head")
+        deadline = time.monotonic() + seconds
+        looked = False
+        while not re.search(r"\b(done|failed|stopped)\b", head.inner_text(), re.I):
+            assert time.monotonic() < deadline, head.inner_text()
+            found = re.search(r"([\d,]+) of ([\d,]+) samples", head.inner_text())
+            share = int(found[1].replace(",", "")) / int(found[2].replace(",", "")) if found else 0.0
+            if not looked and share > 0.5:
+                look("judge-running")
+                looked = True
+            self.page.wait_for_timeout(300)
+        assert re.search(r"\bdone\b", head.inner_text(), re.I), head.inner_text()
+        look("judge-done")
+        return job_id
+
     def score_first(self, values: tuple[int, ...] = (4, 4, 4, 2, 2)) -> None:
         """Score the first candidate of the first sample by hand on all five metrics."""
         self.open("/", ".pb-sample")

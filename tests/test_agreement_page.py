@@ -124,6 +124,14 @@ def test_the_dropdowns_offer_judges_then_people(world: World, desk: AgreementDes
     assert offered[3][0] == "bob (person)"
 
 
+def test_views_are_links_of_this_page(world: World, desk: AgreementDesk) -> None:
+    """Gradio's base is the start page: a bare query would lead there."""
+    first, _ = fill(world)
+    drawn = html(desk)
+    assert f'href="/agreement?first={first}&amp;second=people&amp;metric=coherence"' in drawn
+    assert 'href="?' not in drawn
+
+
 # --- what is shown ---
 
 

@@ -209,9 +209,9 @@ def test_no_minute_sees_more_tokens_than_the_limit(quick_writes: None, sizes: li
     assert most_in_a_minute(sent)[1] <= max(10_000, max(sizes)) + max(sizes) - min(sizes)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 9, 600])
+@pytest.mark.parametrize("limit", [1, 2, 9, 150])
 def test_a_busy_pool_gets_nearly_the_limit(quick_writes: None, limit: int) -> None:
-    minutes = 1 if limit == 600 else 4
+    minutes = 1 if limit == 150 else 4
     sent = sendings(
         terms(requests=limit), [0.0] * (limit * minutes + 15), lambda: 0.0, lambda: 0, [1] * (limit * minutes + 15)
     )

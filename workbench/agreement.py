@@ -166,7 +166,7 @@ def share(scores: Scores, firsts: Sequence[int], seconds: Sequence[int], measure
     couples: Iterable[tuple[int, int]] = (
         itertools.combinations(firsts, 2) if one_group else itertools.product(firsts, seconds)
     )
-    found = [_couple(scores, one, other, measure) for one, other in couples ]
+    found = [_couple(scores, one, other, measure) for one, other in couples if one != other]
     found = found or [(np.empty(0, np.int64),) * 6]
     candidate, sample, first, second, one_of, other_of = (
         np.concatenate(column) for column in zip(*found, strict=True)

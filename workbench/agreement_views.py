@@ -39,8 +39,8 @@ COLUMNS = (
 
 
 def address(first: str, second: str, metric: str) -> str:
-    """The query string of a view of the page."""
-    return "?" + urlencode({"first": first, "second": second, "metric": metric})
+    """A view of the page. With the path: Gradio's `<base>` would take a bare query to the start page."""
+    return "/agreement?" + urlencode({"first": first, "second": second, "metric": metric})
 
 
 # --- beside a sample ---

@@ -250,7 +250,7 @@ def open_rubric(context: Context, asked: str | None, addressed: bool = True) -> 
     if asked:
         try:
             rubric = load_rubric(asked, context.folder.judges)
-        except UserError as error:
+        except PlumbError as error:
             if str(error) not in problems:
                 problems.insert(0, str(error))
     if rubric is None:
@@ -290,7 +290,7 @@ def save_draft(context: Context, base: str, texts: Sequence[str]) -> Rubric:
         Conflict: the version is there already.
     """
     held = {path: (text or "").strip() for path, text in zip(FIELDS, texts, strict=True)}
-    empty = [_field(path) for path, text in held.items() if not text]
+    empty = [field_title(path) for path, text in held.items() if not text]
     if empty:
         more = f" and {len(empty) - MANY} more" if len(empty) > MANY else ""
         raise UserError(f"Not saved. Empty: {'; '.join(empty[:MANY])}{more}. Give each a text.")
@@ -315,11 +315,12 @@ def save_draft(context: Context, base: str, texts: Sequence[str]) -> Rubric:
     return rubric
 
 
-def _field(path: str) -> str:
+def field_title(path: str) -> str:
+    """What stands over a field of the editor."""
     metric, _, part = path.partition(".")
     if not part:
-        return path
-    return f"{metric}, {'definition' if part == 'definition' else f'anchor {part}'}"
+        return "Name of the new version" if path == "version" else path.capitalize()
+    return f"{metric.capitalize()}: {part if part == 'definition' else f'what {part} stands for'}"
 
 
 # --- the judge of the key J ---

@@ -83,8 +83,7 @@ def prices(terms: Terms) -> str:
 
 
 def _head(name: str) -> str:
-    short = {"input_price": "$ / million tokens in", "output_price": "$ / million tokens out"}
-    return short.get(name) or ModelTerms.model_fields[name].title or name
+    return ModelTerms.model_fields[name].title or name
 
 
 def _row(row: ModelTerms | None) -> str:

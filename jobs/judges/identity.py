@@ -29,6 +29,8 @@ def rater_of(config: JudgeConfig) -> Rater:
 
 def key_of(row: dict[str, Any], rater: Rater, order_seed: int) -> str:
     """The key of a judgement of this row (see `jobs.rows.judge_row`), 32 hexadecimal digits."""
+    if rater == rules.RATER:
+        order_seed = 0  # it reads each answer by itself: no order to speak of
     checklist = row.get("checklist") or {}
     judged = {
         "sample": row["sample_id"],

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.configs import JudgeConfig
 from jobs.event_file import read_events
 from jobs.judges import rules
+from jobs.judges.identity import key_of
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 
@@ -30,7 +31,8 @@ def judge(run: RunFolder, job: JobFile, config: JudgeConfig, reporter: Reporter)
         reporter.event(
             "judgement",
             sample_id=row["sample_id"],
-            rater={"name": rules.NAME, "version": rules.VERSION, "mode": rules.MODE},
+            rater=dict(zip(("name", "version", "mode"), rules.RATER, strict=True)),
+            key=key_of(row, rules.RATER, 0),
             **judge_row(row),
         )
         if number % 20 == 0 or number == len(rows):

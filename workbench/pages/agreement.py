@@ -103,5 +103,7 @@ _GO = """(first, second) => {
   const query = new URLSearchParams(window.location.search);
   query.set("first", first || "");
   query.set("second", second || "");
-  window.plumb.go("?" + query.toString());
+  // Gradio tells of one choice twice.
+  const search = "?" + query.toString();
+  if (search !== window.location.search) window.plumb.go("/agreement" + search);
 }"""

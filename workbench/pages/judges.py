@@ -125,25 +125,21 @@ class Rubrics:
     @staticmethod
     def _editor() -> list[Any]:
         """A field for each of `judge_desk.FIELDS`, in that order."""
+        title = judge_desk.field_title
         with gr.Row(elem_classes="pj-row"):
             fields = [
-                gr.Textbox(
-                    label="Name of the new version", max_lines=1, min_width=180, elem_id="judge-new-version"
-                ),
-                gr.Textbox(label="Title", max_lines=1, min_width=320, scale=3),
+                gr.Textbox(label=title("version"), max_lines=1, min_width=180),
+                gr.Textbox(label=title("title"), max_lines=1, min_width=320, scale=3),
             ]
         with gr.Tabs():
             with gr.Tab("Guide"):
-                fields.append(
-                    gr.Textbox(label="Guide", info="what a judge is told before all else", lines=12, max_lines=30)
-                )
+                info = "what a judge is told before all else"
+                fields.append(gr.Textbox(label=title("guide"), info=info, lines=12, max_lines=30))
             for metric in METRICS:
                 with gr.Tab(metric.capitalize()):
-                    name = metric.capitalize()
-                    fields.append(gr.Textbox(label=f"{name}: definition", lines=3, max_lines=12))
+                    fields.append(gr.Textbox(label=title(f"{metric}.definition"), lines=3, max_lines=12))
                     fields += [
-                        gr.Textbox(label=f"{name}: what {value} stands for", lines=1, max_lines=8)
-                        for value in ANCHORS
+                        gr.Textbox(label=title(f"{metric}.{value}"), lines=1, max_lines=8) for value in ANCHORS
                     ]
         return fields
 
