@@ -55,7 +55,8 @@ MODEL, KEY = "gemini-test", "benchmark-key-1234567890"
 @contextmanager
 def server(latency: float, faults: float, limit: int, seed: int) -> Iterator[str]:
     """The test server as a process of its own; yields its address."""
-    arguments = ["--port", 0, "--key", KEY, "--latency", latency, "--faults", faults, "--limit", limit, "--seed", seed]
+    arguments = ["--port", 0, "--key", KEY, "--seed", seed]
+    arguments += ["--latency", latency, "--faults", faults, "--limit", limit]
     command = [sys.executable, ROOT / "tests" / "gemini_server.py", *arguments, "--kinds", ",".join(FAULTS)]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     try:

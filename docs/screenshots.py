@@ -3,8 +3,8 @@
     python docs/screenshots.py [--samples 400] [--data FOLDER]
 
 Takes the whole way on the embedded demo, with the preset "demo", in headless Chromium. Then it lets a remote judge
-score the same samples, for the pictures of estimate, running job and agreement: the judge is the server of the tests,
-which gives the rule-based judge's scores with noise, and the person's scores are such scores too.
+score the same samples, for the pictures of estimate, running job and agreement: the judge is the tests' server; it
+gives the rule-based judge's scores with noise, and the person's scores are such scores too.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class StandIn:
         for sample in found:
             judged = next(one for one in judgements[sample.id] if one.rater.name == "easy-vqa-rules")
             self.scores[sample.id] = {
-                score.candidate_id: {metric: score.value(metric) or 0 for metric in METRICS} for score in judged.scores
+                score.candidate_id: {metric: score.value(metric) or 0 for metric in METRICS}
+                for score in judged.scores
             }
             self._known[sample.images[0], sample.question] = sample.id
         self.candidates = {sample_id: [one.id for one in candidates[sample_id]] for sample_id in ids}

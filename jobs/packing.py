@@ -225,5 +225,3 @@ def _check_base(adapter: Adapter, model: str) -> None:
             f"adapter {adapter.id} ({adapter.name}) was trained on {adapter.base_model!r}, not on {model!r}; "
             f"set the base model to {adapter.base_model!r}."
         )
-
-

@@ -11,9 +11,10 @@ byte offset. Kinds:
     reply      key, part, sample_id, text, finish, detail, tokens_in, tokens_out, cost
                                                       of a remote model, written before anything is made of it
     judgement  sample_id, rater {name, version, mode}, state, raw, reason, scores [{candidate_id, five metrics,
-               position}], points [{candidate_id, number, met}], checklist_id, key, note, tokens_in, tokens_out, cost
-    checklist  sample_id, model, instructions, state, items [{text, essential}], raw, reason, tokens_in, tokens_out,
+               position}], points [{candidate_id, number, met}], checklist_id, key, note, tokens_in, tokens_out,
                cost
+    checklist  sample_id, model, instructions, state, items [{text, essential}], raw, reason, tokens_in,
+               tokens_out, cost
     adapter    path (relative to the run folder), name, base_model, method, settings {…}
     endpoint   port                                   of a `serve` job, on loopback
     note       text                                   for the person who reads the run
@@ -34,7 +35,6 @@ from typing import Any
 import psutil
 
 from jobs.runs import RunFolder
-
 
 JUDGES = ("google-generativeai", "google-genai", "openai")
 

@@ -147,7 +147,8 @@ def _restore(db: Database, latest: Action, change: Row) -> None:
             _put(db, table, key, before, exists=after is not None)
     except sqlite3.IntegrityError as error:
         raise Conflict(
-            f"“{latest.label}” cannot be undone: something was built on it since (a frozen data set or a judgement, say)."
+            f"“{latest.label}” cannot be undone: something was built on it since "
+            "(a frozen data set or a judgement, say)."
         ) from error
 
 

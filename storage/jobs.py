@@ -149,7 +149,9 @@ def requeue(db: Database, job_id: int) -> Job:
         NotFound: there is no such job.
     """
     move(db, job_id, JobStatus.QUEUED)
-    db.conn.execute("UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '' WHERE id = ?", [job_id])
+    db.conn.execute(
+        "UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '' WHERE id = ?", [job_id]
+    )
     return get_job(db, job_id)
 
 

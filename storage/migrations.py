@@ -285,7 +285,8 @@ def m002_keep_judges_calls(db: Database) -> None:
         # asked_by: the person who had this one sample judged; a job's judgements are its user's.
         "ALTER TABLE judgements ADD COLUMN asked_by TEXT REFERENCES users(name)",
         "CREATE INDEX judgements_by_key ON judgements (key)",
-        "CREATE INDEX judgements_without_scores ON judgements (state, sample_id, rater_id, id) WHERE state <> 'ok'",
+        """CREATE INDEX judgements_without_scores ON judgements (state, sample_id, rater_id, id)
+           WHERE state <> 'ok'""",
         # position: the place at which the judge read the answer, 0 for the letter A; NULL where there was none.
         "ALTER TABLE scores ADD COLUMN position INTEGER",
         """CREATE TABLE checklist_points (

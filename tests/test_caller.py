@@ -436,6 +436,25 @@ def test_a_stop_is_obeyed_while_waiting(bench: Bench, why: str) -> None:
     assert bench.held == 0.0
 
 
+def test_who_does_not_want_to_wait_need_not(bench: Bench) -> None:
+    bench.ledger.close_until(MODEL, bench.clock.now() + 600.0, "too many", "day")
+
+    def not_now(text: str) -> None:
+        if text:
+            raise UserError(f"Not asked: {text}")
+
+    def not_then(text: str) -> None:
+        if not text:
+            raise OSError(28, "No space left on device")
+
+    provider = bench.provider()
+    with pytest.raises(UserError, match="Not asked: waiting for the day's quota until 20:10 UTC: too many"):
+        bench.caller(provider, tell=not_now).ask(PROMPT, TOKENS)
+    with pytest.raises(OSError, match="No space"):
+        bench.caller(provider, tell=not_then).ask(PROMPT, TOKENS)
+    assert (provider.asked, bench.held) == ([], 0.0)
+
+
 def test_after_a_pause_slots_are_taken_anew(bench: Bench) -> None:
     bench.table = table(requests=60)
     paused_until = 5600.0

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from jobs.configs import KINDS, parse_config
 from storage.errors import UserError
-from workbench.forms import Control, build_form, collect, controls_of, flatten, shown
+from workbench.forms import Control, build_form, collect, controls_of, flatten, merged, shown
 
 
 class Inner(BaseModel):
@@ -123,6 +123,15 @@ def test_offering_choices_keeps_a_value_that_is_among_them() -> None:
     gone = form.offer("name", [("A", "a"), ("B", "b")], "gone")[component]["value"]
     assert gone is None, "what was asked for and is gone never becomes something else in silence"
     assert form.offer("name", [], "gone")[component]["value"] is None
+
+
+def test_what_is_said_of_one_field_at_once_comes_together() -> None:
+    with gr.Blocks():
+        form = build_form(controls_of(Outer), ["name"], {"name": False})
+    together = merged(form.fill({"count": 7}), form.show(["count", "rate"], False), form.fill({"count": 8}))
+    assert together[form.component("count")] == {"__type__": "update", "value": 8, "visible": False}
+    assert together[form.component("rate")]["visible"] is False
+    assert "value" not in together[form.component("rate")], "a hidden field keeps what it holds"
 
 
 def _within(block: Any, container: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Judge and checklist jobs against the test server, through the real SDK: states, money, exactly once, pause, stop."""
+"""Judge and checklist jobs against the test server, by the real SDKs: states, money, exactly once, pause, stop."""
 
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ def perform(world: World, job: Job) -> int:
     """One attempt of the job in this process; its events end in the database. Returns the exit code."""
     world.db.conn.execute("UPDATE jobs SET status = 'queued' WHERE id = ?", [job.id])
     claimed = store.claim_next(world.db, "network", "network-0")
-    assert claimed is not None and claimed.id == job.id
+    assert claimed is not None
+    assert claimed.id == job.id
     attempt = store.start_attempt(world.db, job.id)
     code = work(world.folder.run(job.id))
     drain(world.db, world.folder, attempt.id)
-    end = [event for event in read_events(RunFolder(world.folder.run(job.id)).events) if event["kind"] == "end"][-1]
+    end = events(world, job, "end")[-1]
     store.end_attempt(world.db, attempt.id, end["status"], end["reason"])
     world.db.conn.execute(
         "UPDATE jobs SET status = ?, reason = ? WHERE id = ?", [end["status"], end["reason"], job.id]
@@ -95,7 +96,6 @@ def samples(world: World, number: int, candidates: int = 4) -> list[int]:
         world.candidates(ids[-1], [f"Answer {n} about picture {index}." for n in range(candidates)], job)
     world.db.conn.execute("UPDATE jobs SET status = 'done'")
     return ids
-
 
 
 def by_text(prompt: str, pictures: list[bytes]) -> str:
@@ -165,7 +165,9 @@ def test_money_tokens_and_the_reply_before_the_judgement(world: World, server: G
         (["reset", "ok"], "ok", 2),
     ],
 )
-def test_each_state(world: World, server: GeminiServer, client: str, steps: list[str], state: str, billed: int) -> None:
+def test_each_state(
+    world: World, server: GeminiServer, client: str, steps: list[str], state: str, billed: int
+) -> None:
     [sample] = samples(world, 1)
     server.script(*(Step(step, retry=0.1) if step == "minute" else step for step in steps))
     job = ask(world)
@@ -366,7 +368,8 @@ def test_checklists_are_written_once_edited_and_answered(world: World, server: G
     assert first[1].checklist_id == lists[ids[0]].id
     edited = edit_checklist(world.db, USER, ids[0], [ChecklistItem("Names the colour.", True)])
     again = ask(world, checklists=True)
-    assert [row["sample_id"] for row in RunFolder(world.folder.run(again.id)).rows()] == ids[:1], "an edit judges anew"
+    frozen = [row["sample_id"] for row in RunFolder(world.folder.run(again.id)).rows()]
+    assert frozen == ids[:1], "an edit judges anew"
     perform(world, again)
     last = get_judgements(world.db, ids)[ids[0]][-1]
     assert (last.checklist_id, len(last.points)) == (edited.id, 4)

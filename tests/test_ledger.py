@@ -677,3 +677,26 @@ def test_what_the_ledger_tells(ledger: Ledger, clock: Clock) -> None:
 
 def test_dollars_are_read_easily() -> None:
     assert [dollars(money) for money in (0.0, 0.01234, 1.0, 1234.5)] == ["$0.00", "$0.0123", "$1.00", "$1,234.50"]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_slots_that_a_killed_process_left_unused_are_handed_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    """But never from under a request that has a later one."""
+    clock = Clock()
+    first = Ledger(tmp_path, clock.now, clock.steady)
+    second = Ledger(tmp_path, clock.now, clock.steady)
+    monkeypatch.setattr(second, "_process", "another")
+    table = terms(60)
+    _, sent, *_ = [take(first, table) for _ in range(4)]
+    gap = 60 / (60 * 0.98)
+    if later:
+        take(second, table)
+    begun = clock.steady_now
+    clock.steady_now += sent.wait
+    assert first.start(sent) is None
+    monkeypatch.setattr("jobs.judges.ledger.is_alive", lambda process: process == "another")
+    clock.steady_now += 0.1
+    slot = clock.steady_now + take(second, table).wait
+    assert slot == pytest.approx(begun - SLACK + (5 if later else 2) * gap)

@@ -188,7 +188,7 @@ def test_the_address_says_which_pairs_are_listed(
         ]
 
     assert cards("") == ["1", "2"]
-    assert 'href="?after=2"' in page.show_list(context, "")[1]
+    assert 'href="/pairs?after=2"' in page.show_list(context, "")[1]
     assert cards("?after=4") == ["5"]
     assert "First page" in page.show_list(context, "?after=4")[1]
     assert cards("?status=accepted") == []
@@ -196,12 +196,12 @@ def test_the_address_says_which_pairs_are_listed(
     sample = list_pairs(world.db)[3].pair.sample_id
     assert cards(f"?sample={sample}") == ["4"]
     tabs = Shape(page.show_list(context, "?status=proposed")[0])
-    assert [found["href"] for found in tabs.all(aria_current="true")] == ["?status=proposed"]
+    assert [found["href"] for found in tabs.all(aria_current="true")] == ["/pairs?status=proposed"]
 
 
 def test_pages_of_one_samples_pairs_stay_with_it() -> None:
     foot = pair_views.pair_list([], "accepted", first=False, after=None, sample_id=7)
-    assert "?status=accepted&amp;sample=7" in foot
+    assert "/pairs?status=accepted&amp;sample=7" in foot
     assert "No more pairs" in foot
 
 

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from jobs.judges import desk
+from jobs import desk
 from storage import history
 from storage.checklists import edit_checklist
 from storage.errors import Conflict, DatabaseBusy, NotFound, PlumbError

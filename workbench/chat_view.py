@@ -119,8 +119,9 @@ def conversation_list(
     if not conversations:
         return f'{mark}<p class="plumb-note">Your conversations will be listed here.</p>'
     entries = "".join(
-        f'<a class="plumb-talk{" plumb-selected" if item.id == selected else ""}" href="?conversation={item.id}" '
-        f'data-conversation="{item.id}" title="{escape(item.created_at[:16].replace("T", " "))} UTC">'
+        f'<a class="plumb-talk{" plumb-selected" if item.id == selected else ""}" '
+        f'href="/chat?conversation={item.id}" data-conversation="{item.id}" '
+        f'title="{escape(item.created_at[:16].replace("T", " "))} UTC">'
         f"{escape(item.title) or '(empty)'}</a>"
         for item in conversations
     )

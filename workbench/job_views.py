@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -17,6 +18,7 @@ from storage.results import Calls, JobResults
 from workbench.charts import Series, line_chart
 from workbench.forms import controls_of, flatten
 from workbench.job_launch import ESTIMATED, REMOTE_ONLY
+from workbench.progress import WAITING
 
 if TYPE_CHECKING:
     from jobs.judges.estimate import Estimate
@@ -195,10 +197,10 @@ def figures(job: Job, found: JobResults, latest: Mapping[str, float]) -> str:
     shown = {"Cost" if job.status in ENDED else "Money so far": f"{dollars(money)}{budget}"}
     if job.status in ENDED:
         if found.scored:
-            shown["For each scored answer"] = dollars(money / found.scored)
+            shown["For each scored answer"] = _share(money / found.scored)
         elif calls.states.get("ok"):
-            shown["For each checklist"] = dollars(money / calls.states["ok"])
-    elif job.status is JobStatus.RUNNING:
+            shown["For each checklist"] = _share(money / calls.states["ok"])
+    elif job.status is JobStatus.RUNNING and not job.phase.startswith(WAITING):
         shown["Requests a minute"] = f"{latest.get('rate', 0.0):,.0f}"
     if "requests" in latest:
         cap = job.config.get("max_requests")
@@ -231,6 +233,13 @@ def estimate(found: Estimate, budget: float) -> str:
         }
     notes = "".join(f'<p class="plumb-note">{escape(note)}</p>' for note in found.notes)
     return f'<div class="plumb-estimate" role="status">{_figures(shown)}{notes}</div>'
+
+
+def _share(money: float) -> str:
+    """Dollars with two digits that say something, however little it is: $0.00016."""
+    if money >= 0.01 or money <= 0:
+        return dollars(money)
+    return f"${money:.{min(12, 1 - math.floor(math.log10(money)))}f}"
 
 
 def _figures(shown: Mapping[str, str]) -> str:

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
 
+from jobs import desk
 from jobs.configs import JudgeConfig, explain
-from jobs.judges import desk, rules
+from jobs.judges import rules
 from jobs.judges.calls import Provider
 from jobs.judges.keys import NAMES, key_name, need_key
 from jobs.judges.ledger import Ledger

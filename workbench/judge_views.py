@@ -34,7 +34,8 @@ def _connection(found: Connection) -> str:
     elif not found.obstacle:
         chip = '<span class="pb-chip">no key, none needed</span>'
     else:
-        chip = '<span class="pb-chip proposed">no key</span>'
+        words = "no key" if found.provider == "gemini" else "not set up"
+        chip = f'<span class="pb-chip proposed">{words}</span>'
     rows = [
         ("Client", escape(found.package) or f"{escape(found.wanted)} is not installed: pip install it"),
         (

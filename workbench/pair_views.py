@@ -104,7 +104,7 @@ def statuses(counts: Mapping[str, int], current: str, sample_id: int | None) -> 
 
 def _tab(status: str, title: str, number: int, current: str) -> str:
     here = ' aria-current="true"' if status == current else ""
-    search = f"?{urlencode({'status': status})}" if status else "?"
+    search = f"/pairs?{urlencode({'status': status})}" if status else "/pairs"
     count = f'<span class="pb-count" data-count="{status or "pairs"}">{number:,}</span>'
     return f'<a class="pb-tab" href="{search}" data-go{here}>{title.capitalize()} {count}</a>'
 
@@ -123,7 +123,7 @@ def pair_list(
     if sample_id is not None:
         base["sample"] = str(sample_id)
     if not views and not first:
-        return empty("No more pairs", "The list ends before this page.", "?" + urlencode(base), "First page")
+        return empty("No more pairs", "The list ends before this page.", "/pairs?" + urlencode(base), "First page")
     if not views:
         if status:
             return empty(f"No pair is {escape(status)}", "Choose another status above.")
@@ -134,9 +134,9 @@ def pair_list(
         )
     pages = ""
     if not first:
-        pages += go("?" + urlencode(base), "« First page", "pb-button small")
+        pages += go("/pairs?" + urlencode(base), "« First page", "pb-button small")
     if after is not None:
-        pages += go("?" + urlencode({**base, "after": str(after)}), "Next page ›", "pb-button small")
+        pages += go("/pairs?" + urlencode({**base, "after": str(after)}), "Next page ›", "pb-button small")
     foot = f'<nav class="pb-pages" aria-label="Pages of the list">{pages}</nav>' if pages else ""
     return "".join(card(view) for view in views) + foot
 

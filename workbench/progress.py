@@ -13,7 +13,7 @@ from storage.lifecycle import JobStatus
 from storage.records import Job
 
 LEAST_SECONDS = 4.0
-_WAITING = ("paused", "waiting for")  # how the phases begin in which nothing is asked for long
+WAITING = ("paused", "waiting for")  # how the phases begin in which nothing is asked for long
 
 T = TypeVar("T")
 
@@ -44,9 +44,11 @@ class ProgressClock:
         if job.status is not JobStatus.RUNNING or job.total <= 0:
             with self._lock:
                 self._marks.pop(job.id, None)
-                self._waited.discard(job.id)
+                # Resumed: what it has done took other hours than those since its new start.
+                resumed = job.status in (JobStatus.QUEUED, JobStatus.STARTING) and job.done > 0
+                (self._waited.add if resumed else self._waited.discard)(job.id)
             return None
-        if job.phase.startswith(_WAITING):
+        if job.phase.startswith(WAITING):
             with self._lock:
                 self._marks.pop(job.id, None)
                 self._waited.add(job.id)

@@ -40,10 +40,11 @@ class Record(BaseModel):
 
 
 class Lanes(Record):
-    """The next free slots of a model, in steady time."""
+    """The next free slots of a model, and the latest that was used; in steady time."""
 
     requests: float = 0.0
     tokens: float = 0.0
+    sent: float = 0.0
 
 
 class Closure(Record):

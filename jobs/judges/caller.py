@@ -70,7 +70,8 @@ class Caller:
         terms: reads the table of prices and limits; called for each request, since people edit it meanwhile.
         check: called at least twice a second while waiting. It raises to stop, and blocks while nothing is to be
             asked (a pause).
-        tell: gets a sentence when a wait begins that the reader should know of, and "" when it is over.
+        tell: gets a sentence when a wait begins that the reader should know of, and "" when it is over. It may
+            raise instead of waiting.
         sleep: of seconds; never longer than PIECE.
         ahead: seconds; a caller that allows more than others comes before them (see Ledger.reserve).
     """
@@ -163,7 +164,11 @@ class Caller:
             if isinstance(given, Hold):
                 closed = self._await(given)
                 if closed is None:
-                    self._say(None)
+                    try:
+                        self._say(None)
+                    except BaseException:
+                        self._ledger.release(given)
+                        raise
                     return given, row, terms
             else:
                 closed = given

@@ -147,8 +147,9 @@ def _warnings(
         notes.append(f"It may make {config.max_requests:,} requests and would need {requests:,}.")
     days = max(requests / price.requests_a_day, tokens / price.tokens_a_day, money / terms.money_a_day)
     if days > 1:
-        notes.append(f"More than a day's quota or money allows: it pauses and goes on, over {math.ceil(days)} days.")
+        notes.append(
+            f"More than a day's quota or money allows: it pauses and goes on, over {math.ceil(days)} days."
+        )
     if price.input_price == price.output_price == 0:
         notes.append("The table of prices says that this model costs nothing.")
     return notes
-

@@ -202,6 +202,7 @@ class Ledger:
             book.lanes[model] = Lanes(
                 requests=slot + 60.0 / PACE / row.requests_a_minute,
                 tokens=tokens_from + token_seconds(tokens, row.tokens_a_minute),
+                sent=slot if wait == 0.0 else lanes.sent,
             )
             book.steady = steady
             hold = Hold(uuid4().hex[:16], account, model, tokens, money, wait, day)
@@ -235,6 +236,8 @@ class Ledger:
                 book.release(hold.id)
             elif held is not None:
                 held.sent = True
+                lanes = book.lanes.setdefault(held.model, Lanes())
+                lanes.sent = max(lanes.sent, held.slot)
             return closed
 
     def settle(self, hold: Hold, tokens: int, money: float) -> None:
@@ -396,6 +399,7 @@ class Ledger:
             return
         self._swept = steady
         alive = {self._process: True}
+        unused: dict[str, list[float]] = {}
         for key, held in list(book.holds.items()):
             if held.process not in alive:
                 alive[held.process] = is_alive(held.process)
@@ -404,6 +408,19 @@ class Ledger:
                 book.lose(key)
             elif not held.sent and (dead or late > UNSENT_SECONDS):
                 book.release(key)
+                unused.setdefault(held.model, []).append(held.slot)
+        for model, slots in unused.items():
+            self._give_back(book, model, slots)
+
+    def _give_back(self, book: Book, model: str, slots: list[float]) -> None:
+        """Hand out again the slots that a process left behind, where nobody has a later one."""
+        lanes = book.lanes.get(model)
+        if lanes is None:
+            return
+        taken = max([lanes.sent, *(held.slot for held in book.holds.values() if held.model == model)])
+        free = [slot for slot in slots if slot > taken]
+        if free:
+            lanes.requests = min(lanes.requests, *free)
 
 
 def _most(one: Account, other: Account) -> Account:

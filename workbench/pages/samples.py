@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import gradio as gr
 from sqlite_utils import Database
 
-from jobs.judges import desk
+from jobs import desk
 from jobs.judges.identity import rater_of
 from jobs.judges.keys import need_key
 from storage import samples as store

@@ -42,7 +42,8 @@
   }
 
   function go(search, replace) {
-    const target = search === "?" ? window.location.pathname : search;
+    // With the path: Gradio's <base> would make the start page of a bare query.
+    const target = search.startsWith("?") ? window.location.pathname + (search === "?" ? "" : search) : search;
     if (replace) history.replaceState(null, "", target);
     else history.pushState(null, "", target);
     press("pb-refresh");
@@ -316,8 +317,27 @@
   function openDraft() {
     const section = document.querySelector(".pb-checklist");
     const draft = section && drafts.all()[section.dataset.checklist];
-    if (draft) openEditor(section, draft.items, draft.version);
+    if (!draft) return;
+    openEditor(section, draft.items, draft.version);
+    // A view that came while somebody clicked into a field: the hands find their place again.
+    if (writing && writing.sample === section.dataset.checklist && document.activeElement === document.body) {
+      const field = section.querySelectorAll(".pb-editor textarea")[writing.index];
+      if (!field) return;
+      field.focus({ preventScroll: true });
+      field.setSelectionRange(writing.caret, writing.caret);
+    }
   }
+
+  let writing = null; // the checklist's field that somebody is in: {sample, index, caret}
+
+  ["focusin", "keyup", "click", "input"].forEach((kind) =>
+    document.addEventListener(kind, (event) => {
+      const section = event.target.closest(".pb-checklist.editing");
+      const fields = section ? [...section.querySelectorAll(".pb-editor textarea")] : [];
+      const index = fields.indexOf(event.target);
+      writing = index < 0 ? null : { sample: section.dataset.checklist, index: index, caret: event.target.selectionEnd };
+    })
+  );
 
   function openEditor(section, items, version) {
     const stale = String(version) !== section.dataset.version;

@@ -1,7 +1,8 @@
 """“Score this sample”: one judgement at once, in the web process, under the same ledger, limits and caps as jobs.
 
-Nothing of a job's ceremony: no form, no queue, no worker. What is kept is the same: the reply lies in a file of the
-judgement's key before it is read, and is used instead of a new request if the process dies before it is stored.
+Nothing of a job's ceremony: no form, no queue, no worker. What is kept is the same: the reply lies in a file of
+the judgement's key before it is read, and is used instead of a new request where the process dies before it is
+stored.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ def _ask(
             options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),
             check=lambda: None,
             tell=waits,
+            ahead=60.0,  # before a busy pool
         )
         asker = Asker(caller, files.__getitem__, keep, config.second_tries, kept_of(_events(replies)))
         return asker.judge(row, config, load_rubric(config.rubric, folder.judges))
@@ -185,7 +187,9 @@ def _alone(folder: DataFolder, key: str) -> Iterator[None]:
         with FileLock(place / f"{int(key, 16) % 1024:04}.lock", timeout=0, thread_local=False):
             yield
     except Timeout:
-        raise Conflict("This judgement is being asked for right now; its scores appear when it is there.") from None
+        raise Conflict(
+            "This judgement is being asked for right now; its scores appear when it is there."
+        ) from None
 
 
 def _replies(folder: DataFolder, key: str) -> Path:
