@@ -4,7 +4,8 @@
 
 A job of the real queue, supervisor, worker and SDK against the Gemini-compatible server of the tests, which
 enforces the limit itself and mixes faults in: 429, 500, timeouts, resets, blocked, truncated, malformed. With
---kill the worker is killed by `kill -9` three times at random, and the job resumed. Prints one JSON line last.
+--kill the worker is killed by `kill -9` three times at random, and the supervisor starts another. Prints one JSON
+line last.
 
     of_limit           requests a minute that the server saw, from the first to the last, over the limit
     of_limit_wall      the same over the whole time from submitting to the end, starts of workers included
@@ -44,7 +45,7 @@ from jobs.judges.terms import ModelTerms, Terms, write_terms  # noqa: E402
 from jobs.processes import find_process  # noqa: E402
 from jobs.runs import RunFolder  # noqa: E402
 from storage import jobs as store  # noqa: E402
-from storage.lifecycle import ENDED, JobStatus  # noqa: E402
+from storage.lifecycle import ENDED  # noqa: E402
 from storage.records import Job  # noqa: E402
 from storage.scores import get_judgements  # noqa: E402
 
@@ -86,9 +87,6 @@ def watch(world: World, job: Job, kills: list[int]) -> int:
             print(f"  {now.done:.0f} of {now.total:.0f}: {now.phase}", flush=True)
             told = now.done
         if now.status in ENDED:
-            if now.status is JobStatus.FAILED and killed and "SIGKILL" in now.reason:
-                queue.resume(world.db, world.settings, job.id)
-                continue
             print(f"  {now.status} {now.reason}", flush=True)
             return killed
         if killed < len(kills) and now.done >= kills[killed]:

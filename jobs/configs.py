@@ -40,11 +40,19 @@ class Selection(BaseModel):
 
 
 class JobConfig(BaseModel):
-    """What every kind has. `device_kind` says whether the job takes a device slot or a network slot."""
+    """What every kind has.
+
+    Attributes:
+        device_kind: whether the job takes a device slot or a network slot.
+        resumable: it skips what its run folder already holds, so that it can go on where it ended.
+        pausable: it asks nothing while its run folder's `control` says so.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str]
     device_kind: ClassVar[Literal["device", "network"]] = "device"
+    resumable: ClassVar[bool] = False
+    pausable: ClassVar[bool] = False
 
 
 class ModelConfig(JobConfig):
@@ -63,6 +71,7 @@ class GenerateConfig(ModelConfig):
     """Sample n candidates for each sample (paper.md, section 1: four answers a prompt)."""
 
     kind: ClassVar[str] = "generate"
+    resumable: ClassVar[bool] = True
 
     adapter: int | None = Field(None, title="Adapter", description="id of an adapter; empty: the base")
     samples: Selection = Field(Selection(), title="Samples")
@@ -93,6 +102,8 @@ class CallConfig(JobConfig):
     """A job that asks a remote model: which one, how, and what it may cost."""
 
     device_kind: ClassVar[Literal["device", "network"]] = "network"
+    resumable: ClassVar[bool] = True
+    pausable: ClassVar[bool] = True
 
     model: str = Field(
         "gemini-2.5-flash",

@@ -55,6 +55,20 @@ def read_batch(path: Path, offset: int, limit: int = CHUNK) -> Batch:
     return Batch(events, broken, offset + len(whole))
 
 
+def read_tail(path: Path, size: int = 256_000) -> list[Event]:
+    """The events in the last `size` bytes, without the line that begins before them."""
+    try:
+        length = path.stat().st_size
+    except FileNotFoundError:
+        return []
+    offset = max(0, length - size)
+    if offset:
+        with path.open("rb") as file:
+            file.seek(offset)
+            offset += len(file.readline())
+    return read_batch(path, offset, size).events
+
+
 def read_events(path: Path) -> Iterator[Event]:
     """All events of a file, from its beginning."""
     offset = 0

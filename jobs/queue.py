@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import ModelConfig, parse_config
+from jobs.configs import KINDS, ModelConfig, parse_config
+from jobs.judges import rules
 from jobs.models import check_model
 from jobs.packing import Freight, pack
 from jobs.reporter import versions
@@ -25,8 +26,8 @@ from storage.images import image_path
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Job
 
-RESUMABLE = frozenset({"generate", "judge", "checklist"})  # they skip what their run folder already holds
-PAUSABLE = frozenset({"judge", "checklist"})
+RESUMABLE = frozenset(kind for kind, config in KINDS.items() if config.resumable)
+PAUSABLE = frozenset(kind for kind, config in KINDS.items() if config.pausable)
 
 
 def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], user: str) -> Job:
@@ -89,7 +90,7 @@ def pause(db: Database, settings: Settings, job_id: int) -> Job:
         Conflict: it is not at work, or of a kind that cannot pause.
     """
     job = store.get_job(db, job_id)
-    if job.kind not in PAUSABLE:
+    if job.kind not in PAUSABLE or job.config.get("judge") == rules.NAME:
         raise Conflict(f"Job {job_id} ({job.kind}) cannot pause; stop it instead.")
     if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
         raise Conflict(f"Job {job_id} is {job.status}; only a job at work can pause.")

@@ -21,7 +21,8 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from jobs.event_file import read_events
+from jobs.configs import KINDS
+from jobs.event_file import Event, read_tail
 from jobs.events import drain
 from jobs.keys import serve_key
 from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker, start_time
@@ -36,6 +37,7 @@ from storage.records import Attempt, Job
 
 POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 3.0
+MOST_RESTARTS = 5  # of a job whose workers are killed
 SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
 # From the request to stop to SIGTERM; a training ends its step and writes a checkpoint first.
 GRACE_SECONDS = {"": 60.0, "dpo": 900.0, "judge": 300.0, "checklist": 300.0}  # a paid reply is waited for
@@ -217,13 +219,29 @@ class Supervisor:
         status, reason = verdict(RunFolder(self._folder.run(job.id)), attempt, job, code)
         if attempt.id in self._unreadable:
             status, reason = JobStatus.FAILED, self._complained[attempt.id]
+        again = self._goes_on(db, attempt, job, status)
         with immediate(db):
             store.end_attempt(db, attempt.id, status, reason)
             if job.status not in ENDED:
                 store.move(db, job.id, status, reason)
+            if again:
+                store.requeue(db, job.id)
         self._children.pop(attempt.id, None)
         self._asked.pop(job.id, None)
-        log(f"job {job.id} ({job.kind}) is {status}{': ' + reason if reason else ''}")
+        told = f"{': ' + reason if reason else ''}{'; it goes on where it was' if again else ''}"
+        log(f"job {job.id} ({job.kind}) is {status}{told}")
+
+    def _goes_on(self, db: Database, attempt: Attempt, job: Job, status: JobStatus) -> bool:
+        """Whether a worker was killed whose job goes on after what its folder holds: kill -9, a reboot, no memory.
+
+        One that ended with a last word had its reasons, and one that dies again and again has one too.
+        """
+        run = RunFolder(self._folder.run(job.id))
+        if status is not JobStatus.FAILED or job.status in ENDED or attempt.id in self._unreadable:
+            return False
+        if job.kind not in KINDS or not KINDS[job.kind].resumable or not (run.path / "job.json").exists():
+            return False
+        return last_word(run, attempt) is None and len(store.attempts_of(db, job.id)) <= MOST_RESTARTS
 
     # starting ---------------------------------------------------------------------------------------------
 
@@ -307,20 +325,29 @@ class Supervisor:
 
 def verdict(run: RunFolder, attempt: Attempt, job: Job, code: int | None) -> tuple[JobStatus, str]:
     """How an ended attempt is to be booked: by its own last word, else by how the process ended."""
-    last = None
-    # A resumed job's folder holds the last words of earlier attempts.
-    began = datetime.fromisoformat(attempt.started_at).timestamp()
-    for event in read_events(run.events):
-        if event["kind"] == "started":
-            last = None  # an earlier attempt's last word says nothing about this one
-        elif event["kind"] == "end" and event.get("time", began) >= began:
-            last = event
-    if last is not None and last.get("status") in {str(status) for status in ENDED}:
+    last = last_word(run, attempt)
+    if last is not None:
         return JobStatus(last["status"]), str(last.get("reason", ""))
     if job.status is JobStatus.STOPPING:
         return JobStatus.STOPPED, "It did not stop by itself and was ended."
     tail = run.log_tail(lines=3).strip()
     return JobStatus.FAILED, explain_exit(code) + (f" Its log ends: {tail}" if tail else "")
+
+
+def last_word(run: RunFolder, attempt: Attempt) -> Event | None:
+    """The `end` event of this attempt; None where its process died without one.
+
+    Only the end of the file is read: a last word stands last, but for what threads still had to say.
+    """
+    # A resumed job's folder holds the last words of earlier attempts.
+    began = datetime.fromisoformat(attempt.started_at).timestamp()
+    last = None
+    for event in read_tail(run.events):
+        if event["kind"] == "started":
+            last = None  # an earlier attempt's last word says nothing about this one
+        elif event["kind"] == "end" and event.get("time", began) >= began:
+            last = event if event.get("status") in {str(status) for status in ENDED} else None
+    return last
 
 
 def log(text: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -420,3 +421,41 @@ def test_only_judges_pause_and_only_at_work(world: World, sleeper: Sleeper) -> N
         queue.pause(world.db, world.settings, training.id)
     with pytest.raises(Conflict, match="start it again"):
         queue.resume(world.db, world.settings, training.id)
+
+
+def test_a_killed_worker_goes_on_by_itself_but_not_for_ever(
+    world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, child = sleeper(world)
+    (world.folder.run(job.id) / "job.json").write_text("{}")
+    child.kill()
+    child.wait()
+    supervisor = Supervisor(world.settings)
+    monkeypatch.setattr("jobs.supervisor.spawn_worker", lambda folder, job: dying())
+    monkeypatch.setattr("jobs.supervisor.SPEAK_SECONDS", 0.0)
+
+    def dying() -> subprocess.Popen[bytes]:
+        died = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+        died.wait()
+        return died
+
+    for _ in range(12):
+        supervisor.step(world.db)
+    ended = store.get_job(world.db, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.reason
+    assert len(store.attempts_of(world.db, job.id)) == 6, "the first and five more"
+
+
+def test_a_worker_that_said_why_it_failed_is_not_started_again(world: World, sleeper: Sleeper) -> None:
+    job, child = sleeper(world)
+    run = RunFolder(world.folder.run(job.id))
+    (run.path / "job.json").write_text("{}")
+    began = datetime.fromisoformat(attempt_of(world, job).started_at).timestamp()
+    words = {"kind": "end", "time": began + 1, "status": "failed", "reason": "a wrong key"}
+    run.events.write_text("x" * 300_000 + "\n" + json.dumps(words) + "\n")
+    child.kill()
+    child.wait()
+    Supervisor(world.settings).step(world.db)
+    assert (status(world, job), len(store.attempts_of(world.db, job.id))) == (JobStatus.FAILED, 1)
+    assert store.get_job(world.db, job.id).reason == "a wrong key"
