@@ -198,6 +198,11 @@ class DpoConfig(ModelConfig):
     gradient_checkpointing: bool = Field(
         False, title="Gradient checkpointing", description="less memory, slower: for large models"
     )
+    shared_prefix: bool = Field(
+        True,
+        title="One sequence a pair",
+        description="image and prompt once for both answers: the same numbers, faster; off: TRL's way",
+    )
     evaluations: int = Field(
         4, ge=0, le=100, title="Held-out evaluations", description="spread over the run; 0: none"
     )

@@ -161,6 +161,7 @@ def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
         dataset_hash=freight.dataset.hash if freight.dataset else None,
         models_dir=str(folder.models),
         judges_dir=str(folder.judges),
+        references_dir=str(folder.references),
         versions=versions(),
         created_at=job.created_at,
     )

@@ -43,6 +43,7 @@ class JobFile(BaseModel):
     dataset_hash: str | None = None
     models_dir: str = Field(description="where models that Plumb assembles are kept and shared")
     judges_dir: str = Field("", description="the ledger and limits that all workers of a data folder share")
+    references_dir: str = Field("", description="log-probabilities of references that runs share")
     versions: dict[str, str] = Field(default_factory=dict)
     created_at: str
 

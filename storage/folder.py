@@ -60,6 +60,11 @@ class DataFolder:
         return self.root / "judges"
 
     @property
+    def references(self) -> Path:
+        """Log-probabilities of reference models by content: computed once, used by every later run."""
+        return self.root / "references"
+
+    @property
     def runtime(self) -> Path:
         """Locks, the supervisor's log and the key of this data folder; nothing worth a backup."""
         return self.root / "runtime"
@@ -83,7 +88,7 @@ class DataFolder:
                 self.judges,
                 self.runtime,
             )
-            for part in (*parts, self.judges, self.runtime):
+            for part in (*parts, self.judges, self.references, self.runtime):
                 part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(

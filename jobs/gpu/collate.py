@@ -9,46 +9,11 @@ from typing import Any
 
 import torch
 
+from jobs.gpu.frames import answer_frame, answer_ids
+from jobs.gpu.prepared import Pair, PreparedPairs, Tensors
 from jobs.gpu.prompts import check_messages, encode, from_run, image_names, lengths
 from jobs.runs import RunFolder
 from storage.errors import UserError
-
-_MARK = "\u241e"  # the symbol for a record separator: stands for the answer while a template is read
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the chat template puts around an answer, as ids: before it (after the prompt) and after it."""
-
-    before: str
-    after: list[int]
-
-
-def answer_frame(processor: Any, messages: Any, ends: frozenset[int]) -> Frame:
-    """Read from the template what stands around an answer.
-
-    The prompt is what generation sees. Where the template writes a past answer differently (a space after
-    "ASSISTANT:"), that lead belongs to the answer. After the answer everything up to the first end token
-    counts; a template that writes none gets one, or the model would never learn where to stop.
-    """
-    plain = [{**message, "content": without_images(message["content"])} for message in messages]
-    answer = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
-    prompt = processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-    whole = processor.apply_chat_template([*plain, answer], tokenize=False)
-    head, _, tail = whole.rpartition(_MARK)
-    before = head[len(prompt) :] if head.startswith(prompt) else ""
-    after = processor.tokenizer(tail, add_special_tokens=False)["input_ids"]
-    for place, token in enumerate(after):
-        if token in ends:
-            return Frame(before, after[: place + 1])
-    eos = processor.tokenizer.eos_token_id
-    return Frame(before, [eos if eos is not None else min(ends)])
-
-
-def without_images(content: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [part for part in content if part["type"] == "text"] or [{"type": "text", "text": ""}]
 
 
 def check_pairs(run: RunFolder, rows: Sequence[dict[str, Any]]) -> None:
@@ -71,10 +36,11 @@ def check_pairs(run: RunFolder, rows: Sequence[dict[str, Any]]) -> None:
                 raise UserError(f"{where}: the image {name} is missing from the run folder; submit it again.")
 
 
-def as_dataset(rows: Sequence[dict[str, Any]]) -> Any:
-    """Rows as a `datasets.Dataset`; messages as JSON, since Arrow fills every missing key of a part with None.
+def as_dataset(rows: Sequence[dict[str, Any]], places: Sequence[int], pairs: Sequence[Pair]) -> Any:
+    """The rows at `places` as a `datasets.Dataset`; `pair` is the place, batches are grouped by `length`.
 
-    TRL recognises a vision data set by its column `images`.
+    Messages are JSON, since Arrow fills every missing key of a part with None. TRL recognises a vision data set by
+    its column `images`.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -85,21 +51,56 @@ def as_dataset(rows: Sequence[dict[str, Any]]) -> Any:
                 "messages": json.dumps(row["messages"], ensure_ascii=False),
                 "chosen": row["chosen"],
                 "rejected": row["rejected"],
+                "pair": place,
+                "length": pairs[place].length,
             }
-            for row in rows
+            for row, place in ((rows[place], place) for place in places)
         ],
         features=Features(
             images=List(Value("string")),
             messages=Value("string"),
             chosen=Value("string"),
             rejected=Value("string"),
+            pair=Value("int64"),
+            length=Value("int64"),
         ),
     )
 
 
 @dataclass
+class PreparedCollator:
+    """B prepared pairs → 2B right-padded rows, chosen over rejected, with the images once a pair.
+
+    Examples carry `pair`, a place among the prepared pairs, and maybe the reference's log-probabilities.
+    """
+
+    prepared: PreparedPairs
+    pad: int
+    row_wise: bool
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns input_ids, attention_mask, completion_mask of shape (2B, longest) and the images' tensors."""
+        pairs = [self.prepared.pairs[example["pair"]] for example in examples]
+        rows = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+        starts = [len(pair.prompt) for pair in pairs] * 2
+        batch: dict[str, Any] = dict(pad_rows(rows, starts, self.pad))
+        for name in sorted({name for pair in pairs for name in pair.kinds}):
+            whole = torch.zeros_like(batch["input_ids"])
+            for place, pair in enumerate(pairs * 2):
+                kinds = pair.kinds.get(name, [])
+                whole[place, : len(kinds)] = torch.tensor(kinds, dtype=torch.long)
+            batch[name] = whole
+        shelf = self.prepared.shelf
+        batch.update(
+            batch_images([shelf.get(pair.images) if pair.images else {} for pair in pairs], self.row_wise)
+        )
+        batch.update(references_of(examples))
+        return batch
+
+
+@dataclass
 class PreferenceCollator:
-    """B pairs → 2B right-padded rows, chosen over rejected, as TRL's loss takes them.
+    """The stock path's: B pairs → 2B right-padded rows, chosen over rejected, with the images for both halves.
 
     Other than TRL's own collator, images are opened here, one batch at a time, and processed once for both
     halves; text-only rows may stand beside rows with images; what users write never becomes a control token;
@@ -118,44 +119,76 @@ class PreferenceCollator:
         prompts = [ids[-size:].tolist() for ids, size in zip(batch["input_ids"], sizes, strict=True)]
         frames = [answer_frame(self.processor, messages, self.ends) for messages in conversations]
         answers = [
-            self._answer(example[side], frame)
+            answer_ids(self.processor, example[side], frame)
             for side in ("chosen", "rejected")
             for example, frame in zip(examples, frames, strict=True)
         ]
         rows = [prompt + answer for prompt, answer in zip(prompts * 2, answers, strict=True)]
         starts = [len(prompt) for prompt in prompts * 2]
-        collated = self._padded(rows, starts)
+        collated: dict[str, Any] = dict(pad_rows(rows, starts, self.processor.tokenizer.pad_token_id))
+        longest = collated["input_ids"].shape[1]
         for name, value in batch.items():
             if name not in collated:
-                collated[name] = self._twice(name, value, batch, rows)
+                collated[name] = self._twice(name, value, batch, longest)
+        collated.update(references_of(examples))
         return collated
 
-    def _answer(self, text: str, frame: Frame) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(
-            frame.before + text.strip(), add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return ids + frame.after
-
-    def _padded(self, rows: list[list[int]], starts: list[int]) -> dict[str, Any]:
-        longest = max(len(row) for row in rows)
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        completion = torch.zeros(len(rows), longest, dtype=torch.long)
-        for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
-            completion[place, start : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
-
-    def _twice(self, name: str, value: Any, batch: dict[str, Any], rows: list[list[int]]) -> Any:
+    def _twice(self, name: str, value: Any, batch: dict[str, Any], longest: int) -> Any:
         """Images' tensors once for each half; what has one entry a token is moved along with the tokens."""
         if not isinstance(value, torch.Tensor):
             return list(value) * 2
         if value.shape != batch["input_ids"].shape:
             return torch.cat([value, value])
-        longest = max(len(row) for row in rows)
-        moved = value.new_zeros(len(rows), longest)  # token types: 0 is text, as answers are
+        moved = value.new_zeros(2 * len(value), longest)  # token types: 0 is text, as answers are
         for place, size in enumerate(lengths(batch) * 2):
             moved[place, :size] = value[place % len(value), -size:]
         return moved
+
+
+def batch_images(rows: Sequence[Tensors], row_wise: bool) -> Tensors:
+    """The images' tensors of several rows as one batch, filled up with zeros where sizes differ.
+
+    Args:
+        rows: of each row, in order; empty for a row without images.
+        row_wise: the tensors have an entry a row, which rows without images need, too.
+    """
+    names = next((list(row) for row in rows if row), [])
+    batch: Tensors = {}
+    for name in names:
+        parts = [row[name] for row in rows if row]
+        largest = torch.Size(max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+        if row_wise:
+            blank = parts[0].new_zeros(1, *largest)
+            parts = [row[name] if row else blank for row in rows]
+        batch[name] = torch.cat([filled(part, largest) for part in parts])
+    return batch
+
+
+def filled(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """With zeros after it in every dimension but the first, up to `shape`."""
+    if tensor.shape[1:] == shape:
+        return tensor
+    whole = tensor.new_zeros(len(tensor), *shape)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
+
+
+def pad_rows(rows: Sequence[list[int]], starts: Sequence[int], pad: int) -> Tensors:
+    """Rows of ids as (rows, longest), padded on the right; the completion is what follows `starts`."""
+    shape = (len(rows), max(map(len, rows)))
+    ids = torch.full(shape, pad, dtype=torch.long)
+    mask, completion = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+        completion[place, start : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+
+
+def references_of(examples: Sequence[dict[str, Any]]) -> Tensors:
+    """The columns that TRL's loss reads in place of a reference forward; empty where there are none yet."""
+    return {
+        name: torch.tensor([example[name] for example in examples], dtype=torch.float32)
+        for name in ("ref_chosen_logps", "ref_rejected_logps")
+        if name in examples[0]
+    }

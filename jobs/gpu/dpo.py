@@ -1,7 +1,8 @@
 """The `dpo` job: TRL's DPOTrainer with LoRA on the language model's linear layers (paper.md, section 4).
 
 Loss: Rafailov et al. 2023 (arXiv 2305.18290), equation 7, on summed log-probabilities. The reference is the base:
-TRL switches the adapter off to get it.
+TRL switches the adapter off to get it, once for each answer in the life of a data folder (references.py). A pair
+runs as one sequence (shared_prefix.py) where the model allows, from tensors made once (prepared.py).
 
 Precision: the base stays in the dtype it was loaded in; the LoRA weights are float32 (PEFT's
 `autocast_adapter_dtype`), since steps of 1e-4 times a small gradient vanish in bfloat16's 8 bits. Where the base
@@ -24,9 +25,13 @@ from jobs.configs import DpoConfig
 from jobs.gpu.answering import end_tokens
 from jobs.gpu.callbacks import Telling
 from jobs.gpu.cards import dpo_card
-from jobs.gpu.collate import PreferenceCollator, as_dataset, check_pairs
+from jobs.gpu.collate import PreferenceCollator, PreparedCollator, as_dataset, check_pairs
 from jobs.gpu.loading import Loaded, claim_device, load
 from jobs.gpu.lora import language_linears
+from jobs.gpu.preferences import Pairs, add_references, open_book, read_pairs, stock_reason
+from jobs.gpu.prepared import ROW_WISE
+from jobs.gpu.sampling import LengthBatches
+from jobs.gpu.shared_prefix import SharedPrefix
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
 from storage.errors import UserError
@@ -58,6 +63,10 @@ class Trainer(DPOTrainer):
             self._batches.clear()
         super().log(logs, start_time)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBatches:
+        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"]
+        return LengthBatches(lengths, self.args.train_batch_size, self.args.data_seed)
+
 
 def train(run: RunFolder, job: JobFile, config: DpoConfig, reporter: Reporter) -> None:
     """Train an adapter on the run folder's pairs and leave it, with its card, in `adapter/`.
@@ -84,9 +93,13 @@ def train(run: RunFolder, job: JobFile, config: DpoConfig, reporter: Reporter) -
     reporter.check_stop()
     loaded = load(config.model, config.dtype, claim_device(job.device), Path(job.models_dir), reporter)
     reporter.check_stop()
+    stock = stock_reason(loaded, config, reporter)
+    book = open_book(job, loaded, stock is None)
+    pairs = read_pairs(run, config, loaded, training, held_out, stock is None, reporter)
     telling = Telling(reporter, config.evaluations, len(held_out))
-    trainer = make_trainer(run, config, loaded, training, held_out, telling)
+    trainer = make_trainer(run, config, loaded, pairs, telling, shared=stock is None)
     with answers_alone():
+        add_references(run, config, trainer, pairs, book, reporter)
         trainer.train()
     if telling.stopped:
         step = trainer.state.global_step
@@ -120,24 +133,34 @@ def make_trainer(
     run: RunFolder,
     config: DpoConfig,
     loaded: Loaded,
-    training: list[dict[str, Any]],
-    held_out: list[dict[str, Any]],
+    pairs: Pairs,
     telling: Telling,
+    shared: bool,
 ) -> Trainer:
-    """TRL's trainer with all its settings; the model in `loaded` gets the adapter."""
+    """TRL's trainer with all its settings; the model in `loaded` gets the adapter.
+
+    Args:
+        shared: pairs run as one sequence each.
+    """
     from transformers import PrinterCallback
     from trl.trainer.utils import disable_dropout_in_model
 
     # The base's own dropout would make the reference noisy. TRL's switch would turn LoRA's off, too.
     disable_dropout_in_model(loaded.model)
-    ends = end_tokens(loaded.model, loaded.processor.tokenizer)
+    tokenizer, prepared = loaded.processor.tokenizer, pairs.prepared
+    collator: Any
+    if shared:
+        row_wise = loaded.model.config.model_type in ROW_WISE
+        collator = PreparedCollator(prepared, tokenizer.pad_token_id, row_wise)
+    else:
+        collator = PreferenceCollator(run, loaded.processor, end_tokens(loaded.model, tokenizer))
     trainer = Trainer(
         model=loaded.model,
         args=trainer_settings(run, config, loaded),
-        train_dataset=as_dataset(training),
-        eval_dataset=as_dataset(held_out) if held_out else None,
+        train_dataset=as_dataset(pairs.rows, pairs.training, prepared.pairs),
+        eval_dataset=as_dataset(pairs.rows, pairs.held_out, prepared.pairs) if pairs.held_out else None,
         processing_class=loaded.processor,
-        data_collator=PreferenceCollator(run, loaded.processor, ends),
+        data_collator=collator,
         peft_config=LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
@@ -147,6 +170,8 @@ def make_trainer(
         ),
         callbacks=[telling],
     )
+    if shared:
+        SharedPrefix(trainer.model.get_base_model(), images_once=True).install()
     trainer.model.peft_config["default"].base_model_name_or_path = config.model
     trainer.remove_callback(PrinterCallback)
     return trainer
