@@ -32,9 +32,9 @@ from storage.easy_vqa import load_questions  # noqa: E402
 from storage.folder import DataFolder  # noqa: E402
 from storage.records import METRICS  # noqa: E402
 from storage.samples import SampleFilter, find_samples  # noqa: E402
-from storage.scores import get_judgements  # noqa: E402
+from storage.scores import get_judgements, list_raters  # noqa: E402
 
-KEY = "key-of-the-screenshots"
+KEY, MODEL = "key-of-the-screenshots", "gemini-2.5-flash"
 PEOPLE = 60  # samples that a person has scored
 
 IMAGES = ROOT / "docs" / "images"
@@ -147,7 +147,9 @@ def take_judging(data: Path) -> None:
                         body = {"candidate": candidate_id, "metric": metric, "value": value}
                         page.request.post(f"{address}/api/scores", data=body).dispose()
             tour.judge(look)
-            tour.open("/agreement", "#pb-found table")
+            with session(DataFolder(data)) as db:
+                judge = next(one.id for one in list_raters(db) if one.name == MODEL)
+            tour.open(f"/agreement?first={judge}&second=people&metric=helpfulness", "#pb-found table")
             page.wait_for_timeout(1500)
             look("agreement")
             tour.open("/judges", "h2")

@@ -12,6 +12,8 @@ import pytest
 from factories import World, open_world
 from jobs.telemetry import switch_off
 
+pytest_plugins = ["judging"]
+
 switch_off(os.environ)
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [*os.environ]:

@@ -6,7 +6,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,88 +14,23 @@ import pytest
 
 from factories import USER, World, png
 from gemini_server import GeminiServer, Step
-from jobs import queue
 from jobs.configs import parse_config
 from jobs.event_file import read_events
-from jobs.events import drain
 from jobs.judges.identity import key_of, rater_of
-from jobs.judges.terms import ModelTerms, Terms, write_terms
+from jobs.judges.terms import ModelTerms
 from jobs.runs import RunFolder
 from jobs.worker import work
+from judging import KEY, MODEL, ask, events, judgements, perform, samples, terms
 from storage import jobs as store
 from storage.candidates import candidates_of
 from storage.checklists import checklists_of, edit_checklist, latest_checklists
 from storage.errors import PlumbError, UserError
 from storage.images import ensure_image
-from storage.records import METRICS, ChecklistItem, Job, Judgement
+from storage.records import METRICS, ChecklistItem, Job
 from storage.samples import add_sample
 from storage.scores import get_judgements
 
-MODEL, KEY = "gemini-test", "sk-secret-of-the-test-0123456789"
 Wait = Callable[..., None]
-
-
-@pytest.fixture(params=["google-generativeai", "google-genai"])
-def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PLUMB_GEMINI_CLIENT", request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def server(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[GeminiServer]:
-    monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
-    terms(world)
-    with GeminiServer(key=KEY) as fake:
-        monkeypatch.setenv("GEMINI_API_KEY", KEY)
-        monkeypatch.setenv("PLUMB_GEMINI_URL", fake.url)
-        yield fake
-
-
-def terms(world: World, money_a_day: float = 1000.0, **values: Any) -> None:
-    """Prices and limits that are in nobody's way, but for `values`."""
-    row: dict[str, Any] = {"input_price": 1.0, "output_price": 10.0, "requests_a_minute": 1_000_000}
-    row |= {"tokens_a_minute": 10**12, "requests_a_day": 10**6, **values}
-    write_terms(world.folder.judges, Terms(models=(ModelTerms(model=MODEL, **row),), money_a_day=money_a_day))
-
-
-def ask(world: World, kind: str = "judge", **values: Any) -> Job:
-    config = {"judge": "gemini", "model": MODEL, "budget": 100.0, "timeout": 2.0, "concurrency": 4}
-    return queue.submit(world.db, world.settings, kind, {**config, **values}, USER)
-
-
-def perform(world: World, job: Job) -> int:
-    """One attempt of the job in this process; its events end in the database. Returns the exit code."""
-    world.db.conn.execute("UPDATE jobs SET status = 'queued' WHERE id = ?", [job.id])
-    claimed = store.claim_next(world.db, "network", "network-0")
-    assert claimed is not None
-    assert claimed.id == job.id
-    attempt = store.start_attempt(world.db, job.id)
-    code = work(world.folder.run(job.id))
-    drain(world.db, world.folder, attempt.id)
-    end = events(world, job, "end")[-1]
-    store.end_attempt(world.db, attempt.id, end["status"], end["reason"])
-    world.db.conn.execute(
-        "UPDATE jobs SET status = ?, reason = ? WHERE id = ?", [end["status"], end["reason"], job.id]
-    )
-    return code
-
-
-def events(world: World, job: Job, kind: str) -> list[dict[str, Any]]:
-    return [one for one in read_events(RunFolder(world.folder.run(job.id)).events) if one["kind"] == kind]
-
-
-def judgements(world: World, *ids: int) -> list[Judgement]:
-    return [one for found in get_judgements(world.db, ids).values() for one in found]
-
-
-def samples(world: World, number: int, candidates: int = 4) -> list[int]:
-    job = world.job()
-    ids = []
-    for index in range(1, number + 1):
-        ids.append(world.sample(index, f"What does picture {index} show?"))
-        world.candidates(ids[-1], [f"Answer {n} about picture {index}." for n in range(candidates)], job)
-    world.db.conn.execute("UPDATE jobs SET status = 'done'")
-    return ids
 
 
 def by_text(prompt: str, pictures: list[bytes]) -> str:
