@@ -1,4 +1,4 @@
-"""A world with a judge to ask: what tests of jobs, estimates and the desk share. Loaded as a plugin by conftest."""
+"""A world with a judge to ask: what tests of jobs, estimates and the desk share. A plugin that conftest loads."""
 
 from __future__ import annotations
 

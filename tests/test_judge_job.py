@@ -183,6 +183,18 @@ def test_the_budget_is_a_hard_cap(world: World, server: GeminiServer, client: st
     assert len(events(world, job, "judgement")) == server.billed
 
 
+def test_the_budget_holds_where_the_ledger_is_lost(world: World, server: GeminiServer) -> None:
+    """What a run folder's replies cost counts, whatever became of the ledger."""
+    samples(world, 30, candidates=2)
+    job = ask(world, budget=0.02, max_output_tokens=400)
+    perform(world, job)
+    asked = server.received
+    (world.folder.judges / "ledger.json").unlink()
+    perform(world, job)
+    assert server.received == asked
+    assert "0.02" in store.get_job(world.db, job.id).reason
+
+
 def test_requests_are_capped_too(world: World, server: GeminiServer) -> None:
     samples(world, 10, candidates=2)
     job = ask(world, max_requests=4)
