@@ -161,6 +161,18 @@ def test_the_estimate_counts_what_the_job_then_asks(world: World, server: Gemini
     assert (lists.samples, lists.requests) == (12, 12)
 
 
+def test_the_estimate_says_when_the_limit_is_not_reached(world: World, server: GeminiServer) -> None:
+    samples(world, 40)
+    terms(world, requests_a_minute=600)
+    values = {"judge": "gemini", "model": MODEL, "budget": 100.0, "concurrency": 4}
+    told = estimate(world.db, world.settings, "judge", values)
+    assert told.seconds == 60.0, "ten rounds of four"
+    assert any("60 would" in note for note in told.notes)
+    told = estimate(world.db, world.settings, "judge", {**values, "concurrency": 60})
+    assert told.seconds == 6.0
+    assert not any("would" in note for note in told.notes)
+
+
 def test_the_estimate_goes_by_earlier_replies_and_warns(world: World, server: GeminiServer) -> None:
     samples(world, 30)
     perform(world, ask(world, samples={"limit": 20}))

@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from factories import USER, World, open_world
+from gemini_server import GeminiServer
 from jobs import queue
 from jobs.event_file import read_events
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
+from judging import KEY, ask, samples, terms
 from storage import jobs as store
 from storage.errors import Conflict, DatabaseBusy
 from storage.lifecycle import ENDED, JobStatus
@@ -459,3 +461,38 @@ def test_a_worker_that_said_why_it_failed_is_not_started_again(world: World, sle
     Supervisor(world.settings).step(world.db)
     assert (status(world, job), len(store.attempts_of(world.db, job.id))) == (JobStatus.FAILED, 1)
     assert store.get_job(world.db, job.id).reason == "a wrong key"
+
+
+@pytest.mark.slow
+def test_a_judge_job_survives_kills_and_leaves_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+) -> None:
+    """Real processes and the real SDK: kill -9 twice, each sample judged once, the key in no file."""
+    world = open_world(tmp_path / "data")
+    ids = samples(world, 60, candidates=2)
+    terms(world)
+    try:
+        with GeminiServer(key=KEY, latency=0.1) as server:
+            monkeypatch.setenv("GEMINI_API_KEY", KEY)
+            monkeypatch.setenv("PLUMB_GEMINI_URL", server.url)
+            job = ask(world, concurrency=2)
+            for number in (1, 2):
+                wait_for(lambda n=number: len(store.attempts_of(world.db, job.id)) == n, "a worker starts")
+                wait_for(lambda n=number: server.received >= 15 * n, "it asks")
+                process = find_process(attempt_of(world, job))
+                assert process is not None
+                process.kill()
+            wait_for(lambda: status(world, job) in ENDED, "the job ends")
+            assert status(world, job) is JobStatus.DONE, store.get_job(world.db, job.id).reason
+            assert len(store.attempts_of(world.db, job.id)) == 3
+            judged = rows(world.db, "SELECT sample_id FROM judgements WHERE state = 'ok'")
+            assert sorted(row["sample_id"] for row in judged) == ids
+            assert server.billed <= 60 + 2 * 2, "no more than what was on its way"
+        world.db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        files = [path for path in world.folder.root.rglob("*") if path.is_file()]
+        assert {"log.txt", "events.jsonl", "supervisor.log", "ledger.json"} <= {path.name for path in files}
+        assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    finally:
+        for process in started_by(world):
+            process.kill()
+        world.db.close()

@@ -90,7 +90,14 @@ def _count(
     money = price.money(tokens_in, tokens_out)
     most = price.money(round(tokens_in * 1.25), requests * config.max_output_tokens)
     minutes = max(requests / price.requests_a_minute, (tokens_in + tokens_out) / price.tokens_a_minute)
-    seconds = max(minutes * 60, REPLY_SECONDS * math.ceil(requests / config.concurrency))
+    by_replies = REPLY_SECONDS * math.ceil(requests / config.concurrency)
+    seconds = max(minutes * 60, by_replies)
+    if by_replies > minutes * 60 and requests > 2 * config.concurrency:
+        enough = math.ceil(requests * REPLY_SECONDS / (minutes * 60))
+        notes.append(
+            f"If a reply takes {REPLY_SECONDS:.0f} s, {config.concurrency} requests at once do not reach the "
+            f"limit a minute; {min(enough, 256)} would (“Requests at once”, under Advanced)."
+        )
     notes += _warnings(config, price, terms, requests, tokens_in + tokens_out, money, len(rows))
     return Estimate(len(rows), requests, tokens_in, tokens_out, money, most, seconds, tuple(notes))
 
