@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
 from jobs.configs import JudgeConfig, parse_config
+from jobs.event_file import read_events
 from jobs.judges import rules
 from jobs.judges.calls import CallOptions
 from jobs.judges.identity import Rater, key_of, rater_of
@@ -140,8 +141,9 @@ def _ask(
 
     def keep(reply: Kept, sample: int) -> None:
         line = json.dumps({"kind": "reply", "sample_id": sample, **as_event(reply)}, ensure_ascii=False)
-        with replies.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")  # begins a line of its own, also behind one that a crash has torn
+        with replies.open("ab") as file:
+            # A line of its own, also behind one that a crash has torn; half a character becomes "?".
+            file.write(b"\n" + line.encode("utf-8", errors="replace") + b"\n")
 
     def waits(text: str) -> None:
         if text:  # for a quota of the day: nobody waits at the desk for hours
@@ -161,7 +163,7 @@ def _ask(
             tell=waits,
             ahead=60.0,  # before a busy pool
         )
-        asker = Asker(caller, files.__getitem__, keep, config.second_tries, kept_of(_events(replies)))
+        asker = Asker(caller, files.__getitem__, keep, config.second_tries, kept_of(read_events(replies)))
         return asker.judge(row, config, load_rubric(config.rubric, folder.judges))
     finally:
         client.close()
@@ -194,15 +196,3 @@ def _alone(folder: DataFolder, key: str) -> Iterator[None]:
 
 def _replies(folder: DataFolder, key: str) -> Path:
     return folder.judges / "desk" / f"{key}.jsonl"
-
-
-def _events(file: Path) -> Iterator[dict[str, Any]]:
-    """The replies of a process that died before it stored the judgement."""
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except ValueError:  # torn by a crash: that reply is lost
-            continue

@@ -9,7 +9,7 @@ from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter, keep_adapter
 from storage.candidates import add_generated
-from storage.checklists import add_checklist
+from storage.checklists import add_checklist, checklist_exists
 from storage.database import immediate
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
@@ -74,13 +74,7 @@ def apply(
                 finish=event.get("finish"),
             )
         case "judgement":
-            add_judgement(
-                db,
-                rater_id=ensure_rater(db, "judge", **event["rater"]),
-                sample_id=event["sample_id"],
-                job_id=job.id,
-                **{name: event[name] for name in _JUDGEMENT if name in event},
-            )
+            _add_judgement(db, job, event)
         case "checklist":
             add_checklist(
                 db,
@@ -91,6 +85,22 @@ def apply(
         case "adapter":
             sha256, size = (kept or {})[event["path"]]
             add_adapter(db, job, event["name"], sha256, size, event["base_model"], event["method"])
+
+
+def _add_judgement(db: Database, job: Job, event: Event) -> None:
+    """A checklist that was undone since the job was frozen takes nothing with it that was paid for."""
+    fields = {name: event[name] for name in _JUDGEMENT if name in event}
+    checklist_id = fields.get("checklist_id")
+    if checklist_id is not None and not checklist_exists(db, checklist_id):
+        told = f"its checklist (#{checklist_id}) was undone meanwhile"
+        fields |= {"checklist_id": None, "note": "; ".join(filter(None, (fields.get("note", ""), told)))}
+    add_judgement(
+        db,
+        rater_id=ensure_rater(db, "judge", **event["rater"]),
+        sample_id=event["sample_id"],
+        job_id=job.id,
+        **fields,
+    )
 
 
 def _keep_adapters(folder: DataFolder, run: RunFolder, events: list[Event]) -> dict[str, tuple[str, int]]:

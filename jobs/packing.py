@@ -15,13 +15,15 @@ from jobs.configs import (
     JudgeConfig,
     Selection,
     ServeConfig,
+    parse_config,
 )
 from jobs.judges import rules
-from jobs.judges.identity import key_of, rater_of
+from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
 from jobs.rows import Row, checklist_row, dpo_row, generate_row, judge_row
 from jobs.rubric import load_rubric, rubric_yaml
+from jobs.runs import RunFolder
 from jobs.settings import Settings
 from storage.adapters import get_adapter
 from storage.candidates import answered_by, candidates_of
@@ -29,6 +31,8 @@ from storage.checklists import latest_checklists
 from storage.datasets import dataset_rows, get_dataset
 from storage.errors import UserError
 from storage.images import get_images
+from storage.jobs import list_jobs
+from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Checklist, Dataset, Image, Message
 from storage.samples import SampleFilter, find_samples, get_samples, images_of
 from storage.scores import judged_fully, states_by_key
@@ -100,7 +104,7 @@ def pack_judge(db: Database, settings: Settings, config: JudgeConfig) -> Freight
             done = judged_fully(db, rules.RATER)
             rows = [row for row in rows if row["sample_id"] not in done]
         else:
-            rows = _unjudged(db, config, rows)
+            rows = _unjudged(db, settings, config, rows)
     rows = rows[: config.samples.limit]
     if not rows:
         raise UserError(_nothing_to_judge(config))
@@ -119,12 +123,34 @@ def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[l
     return [judge_row(one, candidates[one.id], images, lists.get(one.id)) for one in samples], images
 
 
-def _unjudged(db: Database, config: JudgeConfig, rows: list[Row]) -> list[Row]:
-    """Rows whose judgement, by this judge and in this order, is not there yet or went wrong."""
+def _unjudged(db: Database, settings: Settings, config: JudgeConfig, rows: list[Row]) -> list[Row]:
+    """Rows whose judgement, by this judge and in this order, is not there yet or went wrong, and not under way."""
     rater = rater_of(config)
     states = states_by_key(db, rater)
     done = {"ok"} if config.ask_blocked else {"ok", "blocked"}
-    return [row for row in rows if states.get(key_of(row, rater, config.order_seed)) not in done]
+    wanted = {key_of(row, rater, config.order_seed): row for row in rows}
+    wanted = {key: row for key, row in wanted.items() if states.get(key) not in done}
+    under_way = _under_way(db, settings, rater, config.order_seed) if wanted else {}
+    left = [row for key, row in wanted.items() if key not in under_way]
+    if wanted and not left:
+        jobs = ", ".join(f"{job_id}" for job_id in sorted({under_way[key] for key in wanted}))
+        raise UserError(
+            f"There is nothing to judge that is not under way: all of it is in job {jobs} already. Wait for its "
+            "end, or choose another seed of the order."
+        )
+    return left
+
+
+def _under_way(db: Database, settings: Settings, rater: Rater, order_seed: int) -> dict[str, int]:
+    """The keys that open jobs are to judge, with their jobs: the same is not asked, and paid, twice."""
+    found: dict[str, int] = {}
+    for job in list_jobs(db, kind="judge", statuses=[one for one in JobStatus if one not in ENDED]):
+        config = parse_config(job.kind, job.config)
+        assert isinstance(config, JudgeConfig)
+        if (rater_of(config), config.order_seed) == (rater, order_seed):
+            rows = RunFolder(settings.folder.run(job.id)).rows()
+            found |= {key_of(row, rater, order_seed): job.id for row in rows}
+    return found
 
 
 def _nothing_to_judge(config: JudgeConfig) -> str:

@@ -78,10 +78,19 @@ def find_process(attempt: Attempt) -> psutil.Process | None:
         return None
     try:
         process = psutil.Process(attempt.pid)
-        same = abs(process.create_time() - attempt.pid_started) <= START_TOLERANCE
+        same = abs(process.create_time() - attempt.pid_started) <= START_TOLERANCE or _works_on(process, attempt)
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def _works_on(process: psutil.Process, attempt: Attempt) -> bool:
+    """Whether it is a worker in this job's run folder: when the clock is put, start times move with it."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return "jobs.worker" in words and Path(words[-1]).name == f"{attempt.job_id:06d}"
 
 
 def signal_group(attempt: Attempt, number: signal.Signals) -> bool:

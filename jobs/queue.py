@@ -89,12 +89,13 @@ def pause(db: Database, settings: Settings, job_id: int) -> Job:
         NotFound: there is no such job.
         Conflict: it is not at work, or of a kind that cannot pause.
     """
-    job = store.get_job(db, job_id)
-    if job.kind not in PAUSABLE or job.config.get("judge") == rules.NAME:
-        raise Conflict(f"Job {job_id} ({job.kind}) cannot pause; stop it instead.")
-    if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
-        raise Conflict(f"Job {job_id} is {job.status}; only a job at work can pause.")
-    RunFolder(settings.folder.run(job_id)).ask_to_pause()
+    with immediate(db):  # a stop that is asked for meanwhile comes after, and wins
+        job = store.get_job(db, job_id)
+        if job.kind not in PAUSABLE or job.config.get("judge") == rules.NAME:
+            raise Conflict(f"Job {job_id} ({job.kind}) cannot pause; stop it instead.")
+        if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
+            raise Conflict(f"Job {job_id} is {job.status}; only a job at work can pause.")
+        RunFolder(settings.folder.run(job_id)).ask_to_pause()
     return job
 
 
@@ -105,11 +106,12 @@ def go_on(db: Database, settings: Settings, job_id: int) -> Job:
         NotFound: there is no such job.
         Conflict: it has been asked to stop, or has ended.
     """
-    job = store.get_job(db, job_id)
-    if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
-        raise Conflict(f"Job {job_id} is {job.status}; there is no pause to end.")
-    if is_paused(settings, job_id):
-        RunFolder(settings.folder.run(job_id)).ask_nothing()
+    with immediate(db):
+        job = store.get_job(db, job_id)
+        if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
+            raise Conflict(f"Job {job_id} is {job.status}; there is no pause to end.")
+        if is_paused(settings, job_id):
+            RunFolder(settings.folder.run(job_id)).ask_nothing()
     return job
 
 

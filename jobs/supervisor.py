@@ -91,7 +91,12 @@ def _hand_over(folder: DataFolder, lock: FileLock) -> bool:
         lock.acquire(timeout=HAND_OVER_SECONDS)
         return True
     except Timeout:  # it is busy with a long transaction, say: it goes on with what it has
-        return False
+        note.unlink(missing_ok=True)
+        try:
+            lock.acquire(timeout=2 * POLL_SECONDS)  # it may just have read the note
+            return True
+        except Timeout:
+            return False
     finally:
         note.unlink(missing_ok=True)
 
@@ -108,6 +113,7 @@ def supervise(settings: Settings) -> bool:
             lock.acquire(timeout=2)  # `ensure_supervisor` holds it for an instant while it looks
         except Timeout:
             return False
+        hand_over_note(settings.folder).unlink(missing_ok=True)  # of one who died while it asked for it
         try:
             if not Supervisor(settings).run_until_idle():
                 return True

@@ -128,6 +128,10 @@ def latest_checklists(db: Database, sample_ids: Sequence[int]) -> dict[int, Chec
     return found
 
 
+def checklist_exists(db: Database, checklist_id: int) -> bool:
+    return one(db, "SELECT id FROM checklists WHERE id = ?", [checklist_id]) is not None
+
+
 def checklists_of(db: Database, sample_id: int) -> list[Checklist]:
     """All versions of a sample's checklist, oldest first, with those that failed."""
     return [

@@ -7,6 +7,7 @@ and sqlite3 refuses a connection that was opened elsewhere.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ def connect(folder: DataFolder, busy_seconds: float = BUSY_SECONDS) -> Database:
         folder.database, timeout=busy_seconds, isolation_level=None, check_same_thread=False
     )
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection, busy_seconds)
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.OperationalError as error:
@@ -44,6 +45,19 @@ def connect(folder: DataFolder, busy_seconds: float = BUSY_SECONDS) -> Database:
             "Move it away or restore a backup made by `python -m storage backup`."
         ) from error
     return Database(connection)
+
+
+def _use_wal(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    """Switch to WAL. SQLite fails at once where others switch just then, whatever the busy timeout."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def migrate(folder: DataFolder, busy_seconds: float = BUSY_SECONDS) -> list[str]:

@@ -17,10 +17,13 @@ from gemini_server import GeminiServer, Step
 from jobs.configs import parse_config
 from jobs.event_file import read_events
 from jobs.judges.identity import key_of, rater_of
+from jobs.judges.keys import scrub
+from jobs.judges.remote import judges_folder
 from jobs.judges.terms import ModelTerms
 from jobs.runs import RunFolder
 from jobs.worker import work
 from judging import KEY, MODEL, ask, events, judgements, perform, samples, terms
+from storage import history
 from storage import jobs as store
 from storage.candidates import candidates_of
 from storage.checklists import checklists_of, edit_checklist, latest_checklists
@@ -426,3 +429,104 @@ def test_all_five_metrics_are_stored(world: World, server: GeminiServer) -> None
     perform(world, ask(world))
     [found] = judgements(world, sample)
     assert all(score.value(metric) in range(5) for score in found.scores for metric in METRICS)
+
+
+# --- what a fresh review found ---
+
+
+def test_a_checklist_that_is_undone_meanwhile_costs_no_judgement(world: World, server: GeminiServer) -> None:
+    ids = samples(world, 3, candidates=2)
+    for sample_id in ids:
+        edit_checklist(world.db, USER, sample_id, [ChecklistItem("Names the shape.", True)])
+    job = ask(world, checklists=True)
+    history.undo(world.db, USER)
+    perform(world, job)
+    found = judgements(world, *ids)
+    assert [one.state for one in found] == ["ok"] * 3
+    assert [one.checklist_id is None for one in found] == [False, False, True]
+    assert "undone meanwhile" in found[2].note
+    assert len(found[2].points) == 2
+
+
+def test_json_in_a_reply_that_was_cut_off_is_not_read(world: World, server: GeminiServer) -> None:
+    [sample] = samples(world, 1, candidates=2)
+    four = dict.fromkeys(METRICS, 4)
+    echoed = {"answers": [{"letter": letter, "reasoning": "x", **four} for letter in "AB"]}
+    step = Step("truncated", text=f"Answer B says {json.dumps(echoed)}, which is no")
+    server.script(step, step)
+    perform(world, ask(world))
+    [found] = judgements(world, sample)
+    assert (found.state, found.scores) == ("truncated", ())
+
+
+def test_alone_pays_for_nothing_after_the_first_that_goes_wrong(world: World, server: GeminiServer) -> None:
+    [sample] = samples(world, 1)
+    server.script("blocked")
+    perform(world, ask(world, mode="alone"))
+    assert server.received == 1
+    [found] = judgements(world, sample)
+    assert found.state == "blocked"
+
+
+def test_one_candidate_alone_has_no_place(world: World, server: GeminiServer) -> None:
+    [sample] = samples(world, 1, candidates=1)
+    perform(world, ask(world, mode="alone"))
+    [found] = judgements(world, sample)
+    assert [score.position for score in found.scores] == [None]
+
+
+def test_what_an_open_job_is_to_judge_is_not_asked_for_twice(world: World, server: GeminiServer) -> None:
+    samples(world, 4)
+    first = ask(world, samples={"limit": 3})
+    second = ask(world)
+    assert [row["sample_id"] for row in RunFolder(world.folder.run(second.id)).rows()] == [4]
+    with pytest.raises(UserError, match=f"in job {first.id}, {second.id} already"):
+        ask(world)
+    assert len(list(RunFolder(world.folder.run(ask(world, order_seed=3).id)).rows())) == 4
+
+
+def test_text_of_many_tokens_stays_below_the_budget(world: World, server: GeminiServer) -> None:
+    """Digits take about a token each: the estimate is far too low, the cap holds."""
+    job = world.job()
+    for number in range(1, 9):
+        world.candidates(world.sample(number), ["1234567890" * 1500, "0987654321" * 1500], job)
+    world.db.conn.execute("UPDATE jobs SET status = 'done'")
+    server.script(default=Step("ok", usage={"promptTokenCount": 31_000, "candidatesTokenCount": 50}))
+    mine = ask(world, budget=0.1, max_output_tokens=128, concurrency=8)
+    perform(world, mine)
+    spent = sum(event["cost"] for event in events(world, mine, "reply"))
+    assert 0 < spent <= 0.1
+
+
+def test_an_outage_ends_the_job_before_it_fails_every_sample(
+    world: World, server: GeminiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.judges.caller.BACKOFF", lambda state: 0.0)
+    samples(world, 40, candidates=1)
+    server.script(default="500")
+    job = ask(world)
+    assert perform(world, job) == 1
+    assert "No reply to 10 requests in a row" in store.get_job(world.db, job.id).reason
+    assert len(events(world, job, "judgement")) < 20
+    server.script(default="ok")
+    assert perform(world, job) == 0
+
+
+@pytest.mark.parametrize("key", ["sk-aaaa\nbbbb", "sk-aaaa bbbb", "sk-ключ-12345"])
+def test_a_key_that_cannot_be_one(
+    world: World, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    samples(world, 1)
+    monkeypatch.setenv("GEMINI_API_KEY", key)
+    with pytest.raises(UserError, match="holds a character that no key has") as caught:
+        ask(world)
+    assert key not in str(caught.value)
+    assert repr(key)[1:-1] not in scrub(f"invalid header {key!r}")
+
+
+def test_a_moved_data_folder_keeps_its_ledger(world: World, server: GeminiServer) -> None:
+    samples(world, 1)
+    job = ask(world)
+    run = RunFolder(world.folder.run(job.id))
+    moved = run.job().model_copy(update={"judges_dir": "/somewhere/else/judges"})
+    assert judges_folder(run, moved) == world.folder.judges

@@ -293,14 +293,14 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path).create()
     ran: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: ran.append(migrate(folder))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: ran.append(migrate(folder))) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     first, *others = sorted(ran, key=len, reverse=True)
     assert first[0] == "m001_create_tables"
-    assert others == [[], [], []]
+    assert others == [[]] * 11
 
 
 def test_one_key_a_folder_whoever_is_first(tmp_path: Path) -> None:

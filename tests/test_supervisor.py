@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jobs import queue
 from jobs.event_file import read_events
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder
-from jobs.supervisor import Supervisor, ensure_supervisor, lock_of, verdict
+from jobs.supervisor import Supervisor, ensure_supervisor, hand_over_note, lock_of, verdict
 from judging import KEY, ask, samples, terms
 from storage import jobs as store
 from storage.errors import Conflict, DatabaseBusy
@@ -496,3 +497,22 @@ def test_a_judge_job_survives_kills_and_leaves_no_key(
         for process in started_by(world):
             process.kill()
         world.db.close()
+
+
+def test_a_note_that_was_left_behind_sends_no_supervisor_away(busy: World, wait_for: Wait) -> None:
+    hand_over_note(busy.folder).touch()
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) in ENDED, "the job ends")
+    assert status(busy, job) is JobStatus.DONE
+
+
+def test_a_worker_is_known_when_the_clock_was_put(busy: World, wait_for: Wait) -> None:
+    """Start times are told from the clock: after a jump they differ, the run folder does not."""
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) is not JobStatus.QUEUED, "it starts")
+    attempt = attempt_of(busy, job)
+    if attempt.pid is not None and attempt.pid_started is not None and psutil.pid_exists(attempt.pid):
+        jumped = replace(attempt, pid_started=attempt.pid_started - 3600.0)
+        found, there = find_process(jumped), find_process(attempt)
+        assert there is None or found is not None
+    wait_for(lambda: status(busy, job) in ENDED, "the job ends")

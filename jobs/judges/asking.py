@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jobs.configs import ChecklistConfig, JudgeConfig
 from jobs.judges.caller import Caller, GaveUp
@@ -102,11 +102,14 @@ class Asker:
             parse = partial(parse_scores, letters=tuple(letters), points=points)
             read = self._read(key, part, row, prompt, parse, replies)
             reads.append((letters, read))
+            if read.state != "ok":
+                break  # its sample is to be asked again as a whole: the rest is not paid for now
         bad = next((read for _, read in reads if read.state != "ok"), None)
         whole = bad or Read("ok", "")
         fields = _judgement(row, rater, key, whole, replies, note)
         if bad is None:
-            fields |= _scores(reads, order_of(row, config.order_seed))
+            order = order_of(row, config.order_seed) if config.mode == "together" else ()
+            fields |= _scores(reads, order)
         return fields
 
     def write_checklist(self, row: Fields, config: ChecklistConfig) -> Fields:
@@ -205,24 +208,21 @@ def _look(reply: Kept, parse: Callable[[str], Any]) -> Read:
     """What one reply is worth."""
     if reply.finish in _BLOCKED and not (reply.finish == "other" and reply.text.strip()):
         return Read("blocked", f"{_BLOCKED[reply.finish]} {reply.detail}".strip())
+    if reply.finish == "truncated":  # never read: JSON that stands in it may be one that the reply only quotes
+        return Read("truncated", "The reply was cut off at the token limit; allow a longer one.")
     try:
         return Read("ok", "", parse(reply.text))
     except Unparseable as error:
-        state: Literal["truncated", "unparseable"] = "unparseable"
-        reason = str(error)
-        if reply.finish == "truncated":
-            state, reason = "truncated", "The reply was cut off at the token limit; allow a longer one."
-        return Read(state, reason)
+        return Read("unparseable", str(error))
 
 
 def _scores(reads: Sequence[tuple[Mapping[str, int], Read]], order: Sequence[int]) -> Fields:
     """Scores and points by candidate, with the place at which each was read; all alone: no place."""
     scores, points = [], []
-    together = len(reads) == 1
     for letters, read in reads:
         parsed: Parsed = read.value
         for letter, candidate_id in letters.items():
-            position = order.index(candidate_id) if together else None
+            position = order.index(candidate_id) if order else None
             scores.append({"candidate_id": candidate_id, **parsed.scores[letter], "position": position})
             points += [
                 {"candidate_id": candidate_id, "number": number, "met": met}

@@ -242,7 +242,12 @@ def _parse(text: str | None) -> Book | None:
 
 def this_process() -> str:
     """`pid@started`: a PID alone may be somebody else's tomorrow."""
-    return f"{os.getpid()}@{psutil.Process().create_time()}"
+    return f"{os.getpid()}@{_since_boot(psutil.Process())}"
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's: both move when the clock is put, the difference stays."""
+    return process.create_time() - psutil.boot_time()
 
 
 def is_alive(process: str) -> bool:
@@ -250,7 +255,7 @@ def is_alive(process: str) -> bool:
     pid, _, started = process.partition("@")
     try:
         found = psutil.Process(int(pid))
-        same = abs(found.create_time() - float(started)) <= START_TOLERANCE
+        same = abs(_since_boot(found) - float(started)) <= START_TOLERANCE
         return same and found.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False

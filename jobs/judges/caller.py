@@ -22,9 +22,11 @@ from jobs.judges.book import LedgerBusy
 from jobs.judges.calls import CallError, CallOptions, Client, Prompt, Reply
 from jobs.judges.ledger import AHEAD, Budget, Closed, Hold, Ledger, day_of
 from jobs.judges.terms import ModelTerms, Terms
+from jobs.judges.tokens import estimated_text_tokens, most_text_tokens
 from storage.errors import PlumbError
 
 TRIES = 6
+SILENT = 10  # requests in a row without any reply, after all their tries
 REFUSALS = 5  # in a row: then it isn't the content
 TRANSIENT = ("server", "timeout", "connection")
 BACKOFF = wait_random_exponential(multiplier=1.0, max=60.0)  # seconds, full jitter
@@ -98,6 +100,7 @@ class Caller:
         self._told: tuple[str, int] | None = None
         self._ended: str | None = None
         self._refusals = 0
+        self._silent = 0  # requests in a row that were given up, by all threads
         self._waves = 0
         self._wave_over = -math.inf  # steady
         self._tokens_out = min(1000.0, float(options.max_output_tokens))  # running mean
@@ -115,6 +118,8 @@ class Caller:
             Exception: what `check` raises; nothing is left set aside then.
         """
         sent: list[float] = []
+        # What a text may cost at most: a token a byte. Digits, and scripts other than Latin, come near.
+        most_in = tokens_in - estimated_text_tokens(prompt) + most_text_tokens(prompt)
         tries = Retrying(
             stop=stop_after_attempt(TRIES),
             wait=_backoff,
@@ -123,14 +128,15 @@ class Caller:
             reraise=True,
         )
         try:
-            return tries(self._try, prompt, tokens_in, sent)
+            return tries(self._try, prompt, tokens_in, most_in, sent)
         except CallError as error:
+            self._count_silence(error)
             raise GaveUp(f"{error} Given up after {TRIES} tries.") from error
 
-    def _try(self, prompt: Prompt, tokens_in: int, sent: list[float]) -> Paid:
+    def _try(self, prompt: Prompt, tokens_in: int, most_in: int, sent: list[float]) -> Paid:
         """One try; a 429 is none. Raises CallError where another try may help."""
         while True:
-            hold, row, terms = self._take(tokens_in)
+            hold, row, terms = self._take(tokens_in, most_in)
             sent.append(self._ledger.steady())
             try:
                 reply = self._client.ask(self._model, prompt, self._options)
@@ -147,7 +153,7 @@ class Caller:
 
     # before ---------------------------------------------------------------------------------------------
 
-    def _take(self, tokens_in: int) -> tuple[Hold, ModelTerms, Terms]:
+    def _take(self, tokens_in: int, most_in: int) -> tuple[Hold, ModelTerms, Terms]:
         """Wait until a request may be sent, now."""
         while True:
             self._check()
@@ -155,7 +161,7 @@ class Caller:
             terms = self._terms()
             row = terms.of(self._model)
             with self._lock:
-                worst_in = math.ceil(tokens_in * self._margin) + OVERHEAD
+                worst_in = max(math.ceil(tokens_in * self._margin) + OVERHEAD, most_in)
                 tokens = tokens_in + round(self._tokens_out)
             most = row.money(worst_in, self._options.max_output_tokens)
             given = self._ledger.reserve(
@@ -233,7 +239,7 @@ class Caller:
         if reply.tokens_in <= 0:  # the provider didn't say: then it costs what it may cost
             money, tokens = hold.money, hold.tokens
         with self._lock:
-            self._refusals = self._waves = 0
+            self._refusals = self._waves = self._silent = 0
             self._tokens_out += 0.1 * (reply.tokens_out - self._tokens_out)
             if tokens_in > 0:
                 self._margin = max(self._margin, 1.1 * (reply.tokens_in - OVERHEAD) / tokens_in)
@@ -293,6 +299,14 @@ class Caller:
             if seconds > 23.5 * 3600.0:
                 seconds = 600.0
         self._ledger.close_until(self._model, now + seconds, _short(error), "day")
+
+    def _count_silence(self, error: CallError) -> None:
+        """An outage must not turn sample after sample into a failed one."""
+        with self._lock:
+            self._silent += 1
+            in_a_row = self._silent
+        if in_a_row >= SILENT:
+            self._end(f"No reply to {in_a_row} requests in a row, each tried {TRIES} times: {error} Resume later.")
 
     def _end(self, text: str) -> None:
         """All threads are to stop asking."""

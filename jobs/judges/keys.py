@@ -26,7 +26,14 @@ def api_key(provider: Provider) -> str | None:
 
 
 def need_key(judge: str, settings: Settings) -> None:
-    """Raise UserError where a remote judge has no key. A local endpoint may go without one."""
+    """Raise UserError where a remote judge has no key, or one that cannot be. A local endpoint may go without."""
+    for provider, names in NAMES.items():
+        key = api_key(provider)
+        if provider == judge and key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError(
+                f"{key_name(provider)} holds a character that no key has (a line break or a blank, say). Set it "
+                f"anew, in one line, and start Plumb again. [{' or '.join(names)}]"
+            )
     if judge == "gemini" and key_name("gemini") is None:
         raise UserError(
             "No key for Gemini is set. Set GEMINI_API_KEY (or GOOGLE_API_KEY) in the environment and start Plumb "
@@ -45,5 +52,5 @@ def scrub(text: str) -> str:
         for name in names:
             key = os.environ.get(name, "").strip()
             if len(key) >= 4:
-                text = text.replace(key, HIDDEN)
+                text = text.replace(key, HIDDEN).replace(repr(key)[1:-1], HIDDEN)
     return text

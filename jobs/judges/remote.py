@@ -54,8 +54,9 @@ def write_checklists(run: RunFolder, job: JobFile, config: ChecklistConfig, repo
 
 def judges_folder(run: RunFolder, job: JobFile) -> Path:
     """Where the ledger lies: the data folder's, or the run folder's own on a machine that has no such folder."""
-    shared = Path(job.judges_dir) if job.judges_dir else None
-    return shared if shared is not None and shared.is_dir() else run.path / "judges"
+    beside = run.path.parent.parent / "judges"  # in the data folder, also where that was moved
+    named = [Path(job.judges_dir)] if job.judges_dir else []
+    return next((folder for folder in (beside, *named) if folder.is_dir()), run.path / "judges")
 
 
 class _Pool:
@@ -70,7 +71,8 @@ class _Pool:
         how: str,
     ) -> None:
         self._run, self._config, self._reporter, self._how = run, config, reporter, how
-        self._events = list(read_events(run.events))
+        kinds = ("reply", "judgement", "checklist")
+        self._events = [event for event in read_events(run.events) if event["kind"] in kinds]
         folder = judges_folder(run, job)
         self._ledger = Ledger(folder)
         # A database that was begun anew counts its jobs from 1 again: the moment makes the account its own.
@@ -82,6 +84,8 @@ class _Pool:
         self._asked: deque[float] = deque()
         self._tokens = [0, 0]
         self._told = 0.0
+        self._last: tuple[object, ...] = ()
+        self._said = ""  # what is waited for
         self._client = make_client(config.judge, load_settings(), threads=config.concurrency)  # type: ignore[arg-type]
         caller = Caller(
             self._client,
@@ -100,6 +104,7 @@ class _Pool:
         """Make an event of this kind of each row that has none yet."""
         rows = list(self._run.rows())
         done = {event["sample_id"] for event in self._events if event["kind"] == kind}
+        self._events.clear()
         todo = deque(row for row in rows if row["sample_id"] not in done)
         total = len(rows)
         count = total - len(todo)
@@ -133,7 +138,10 @@ class _Pool:
             self._client.close()
             self._progress(count, total, always=True)
         if isinstance(ended, BudgetSpent):
-            raise Stopped(f"{ended} {count:,} of {total:,} samples are done.")
+            raise Stopped(
+                f"{ended} {count:,} of {total:,} samples are done and stay so: “Use these settings again” with a "
+                "larger budget goes on with the rest."
+            )
         if ended is not None:
             raise ended
 
@@ -170,11 +178,12 @@ class _Pool:
             self._reporter.phase("paused")
         elif asked != PAUSE and not self._going.is_set():
             self._going.set()
-            self._reporter.phase(self._how)
+            self._reporter.phase(self._said or self._how)
 
     # what the job tells ---------------------------------------------------------------------------------
 
     def _tell(self, text: str) -> None:
+        self._said = text
         self._reporter.phase(text or self._how)
 
     def _progress(self, count: int, total: int, always: bool = False) -> None:
@@ -189,6 +198,10 @@ class _Pool:
             span = min(60.0, now - self._asked[0]) if self._asked else 0.0
             rate = len(self._asked) * 60 / max(span, 1.0)
             tokens_in, tokens_out = self._tokens
+        news = (count, total, spent.money, spent.requests, tokens_in, tokens_out)
+        if news == self._last:  # a job that waits for days says nothing new every second
+            return
+        self._last = news
         self._reporter.progress(count, total, "samples")
         self._reporter.metric(
             count,

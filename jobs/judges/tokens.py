@@ -22,6 +22,19 @@ def prompt_tokens(prompt: Prompt) -> int:
     return total + (text_tokens(str(prompt.schema)) if prompt.schema else 0)
 
 
+def most_text_tokens(prompt: Prompt) -> int:
+    """More tokens than its text can be: one a byte, which digits and many scripts come near."""
+    texts = [prompt.system, *(part for part in prompt.parts if isinstance(part, str))]
+    texts.append(str(prompt.schema) if prompt.schema else "")
+    return sum(len(text.encode("utf-8", errors="replace")) for text in texts)
+
+
+def estimated_text_tokens(prompt: Prompt) -> int:
+    """The text's share of `prompt_tokens`."""
+    texts = sum(text_tokens(part) for part in prompt.parts if isinstance(part, str))
+    return text_tokens(prompt.system) + texts + (text_tokens(str(prompt.schema)) if prompt.schema else 0)
+
+
 def _picture(picture: Picture) -> int:
     import PIL.Image
 
