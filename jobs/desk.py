@@ -26,7 +26,7 @@ from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.run import judge_row
 from jobs.judges.terms import read_terms
-from jobs.packing import judge_rows
+from jobs.packing import judge_rows, under_way
 from jobs.rubric import load_rubric
 from jobs.settings import Settings
 from storage.database import immediate, session
@@ -103,6 +103,8 @@ def score_now(folder: DataFolder, settings: Settings, sample_id: int, user: str)
         with session(folder) as db:
             if states_by_key(db, rater).get(key) == "ok":
                 return Outcome("ok", "", 0.0, True, rater)
+            if job_id := under_way(db, settings, rater, config.order_seed).get(key):
+                raise Conflict(f"Job {job_id} is about to judge this sample the same way; it is not paid twice.")
         judged = _ask(folder, settings, config, row, images, key)
         with session(folder) as db:
             _store(db, rater, sample_id, judged, user)

@@ -130,10 +130,10 @@ def _unjudged(db: Database, settings: Settings, config: JudgeConfig, rows: list[
     done = {"ok"} if config.ask_blocked else {"ok", "blocked"}
     wanted = {key_of(row, rater, config.order_seed): row for row in rows}
     wanted = {key: row for key, row in wanted.items() if states.get(key) not in done}
-    under_way = _under_way(db, settings, rater, config.order_seed) if wanted else {}
-    left = [row for key, row in wanted.items() if key not in under_way]
+    busy = under_way(db, settings, rater, config.order_seed) if wanted else {}
+    left = [row for key, row in wanted.items() if key not in busy]
     if wanted and not left:
-        jobs = ", ".join(f"{job_id}" for job_id in sorted({under_way[key] for key in wanted}))
+        jobs = ", ".join(f"{job_id}" for job_id in sorted({busy[key] for key in wanted}))
         raise UserError(
             f"There is nothing to judge that is not under way: all of it is in job {jobs} already. Wait for its "
             "end, or choose another seed of the order."
@@ -141,7 +141,7 @@ def _unjudged(db: Database, settings: Settings, config: JudgeConfig, rows: list[
     return left
 
 
-def _under_way(db: Database, settings: Settings, rater: Rater, order_seed: int) -> dict[str, int]:
+def under_way(db: Database, settings: Settings, rater: Rater, order_seed: int) -> dict[str, int]:
     """The keys that open jobs are to judge, with their jobs: the same is not asked, and paid, twice."""
     found: dict[str, int] = {}
     for job in list_jobs(db, kind="judge", statuses=[one for one in JobStatus if one not in ENDED]):

@@ -76,8 +76,9 @@ def stop(db: Database, settings: Settings, job_id: int) -> Job:
             store.move(db, job_id, JobStatus.STOPPED, "stopped before it started")
         elif job.status is not JobStatus.STOPPING:
             store.move(db, job_id, JobStatus.STOPPING, "asked to stop")
+        if job.status is not JobStatus.QUEUED:
+            RunFolder(settings.folder.run(job_id)).ask_to_stop()
     if job.status is not JobStatus.QUEUED:
-        RunFolder(settings.folder.run(job_id)).ask_to_stop()
         ensure_supervisor(settings)
     return store.get_job(db, job_id)
 

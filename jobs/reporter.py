@@ -24,6 +24,7 @@ byte offset. Kinds:
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -54,6 +55,7 @@ class Reporter:
         self._run = run
         self._lock = threading.Lock()
         self._file = run.events.open("ab", buffering=0)
+        self._torn = False
         self._end_torn_line()
         self._beat = heartbeat_seconds
         self._closed = threading.Event()
@@ -80,9 +82,13 @@ class Reporter:
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event as one write, so that a reader sees whole lines or a torn last one."""
         line = json.dumps({"kind": kind, "time": time.time(), **fields}, ensure_ascii=False, allow_nan=False)
+        # Half a character (a lone surrogate, from a model's reply, say) has no UTF-8: it becomes "?".
+        data = line.encode("utf-8", errors="replace") + b"\n"
         with self._lock:
-            # Half a character (a lone surrogate, from a model's reply, say) has no UTF-8: it becomes "?".
-            self._file.write(line.encode("utf-8", errors="replace") + b"\n")
+            whole = b"\n" + data if self._torn else data
+            self._torn = self._file.write(whole) != len(whole)  # a full disk takes a part, without an error
+        if self._torn:
+            raise OSError(errno.ENOSPC, "The disk is full: an event was not written whole", str(self._run.events))
 
     def phase(self, text: str) -> None:
         self.event("phase", text=text)

@@ -198,14 +198,14 @@ def judged_fully(db: Database, rater: tuple[str, str, str]) -> set[int]:
 
 
 def states_by_key(db: Database, rater: tuple[str, str, str]) -> dict[str, JudgementState]:
-    """The state of the latest judgement under each key of this judge (name, version, mode)."""
+    """The state under each key of this judge (name, version, mode): ok if one is, else the latest."""
     return {
         row["key"]: row["state"]
         for row in rows(
             db,
             """SELECT j.key, j.state FROM judgements j JOIN raters r ON r.id = j.rater_id
                WHERE r.kind = 'judge' AND r.name = ? AND r.version = ? AND r.mode = ? AND j.key <> ''
-               ORDER BY j.id""",
+               ORDER BY j.state = 'ok', j.id""",
             list(rater),
         )
     }

@@ -21,6 +21,7 @@ from jobs.judges.calls import CallError, CallOptions, Client, Picture, Prompt, P
 from jobs.judges.clients.errors import error_of, retry_after
 from jobs.judges.clients.make import make_client
 from jobs.judges.clients.schemas import gemini_schema, is_strict, order_properties
+from jobs.judges.clients.texts import shorten
 from jobs.judges.keys import HIDDEN
 from jobs.settings import Settings
 
@@ -588,3 +589,8 @@ def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         settings = Settings(devices=("cpu",), gemini_client=name, gemini_url="http://")
         error = failure(make_client("gemini", settings))
         assert not error.may_be_billed, name
+
+
+def test_half_a_key_is_not_left_where_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "sk-" + "SECRET" * 6)
+    assert "SECRET" not in shorten("x" * 280 + " sk-" + "SECRET" * 6 + " and more")

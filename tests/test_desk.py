@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from factories import USER, World
 from gemini_server import GeminiServer
 from jobs import desk
 from jobs.configs import JudgeConfig
+from jobs.judges.caller import Caller, Paid
+from jobs.judges.calls import Prompt
 from jobs.judges.estimate import estimate
 from jobs.judges.ledger import Ledger
 from jobs.judges.terms import read_terms
@@ -193,3 +196,39 @@ def test_the_rules_estimate(world: World) -> None:
     samples(world, 2)
     told = estimate(world.db, world.settings, "judge", {})
     assert (told.samples, told.requests, told.money) == (2, 0, 0.0)
+
+
+def test_what_a_job_is_about_to_judge_is_left_to_it(world: World, server: GeminiServer) -> None:
+    [sample] = samples(world, 1)
+    at_the_desk(world)
+    job = ask(world)
+    with pytest.raises(Conflict, match=f"Job {job.id} is about to judge"):
+        score(world, sample)
+    assert server.received == 0
+
+
+def test_half_a_character_in_a_reply_is_no_lost_money(
+    world: World, server: GeminiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [sample] = samples(world, 1)
+    at_the_desk(world)
+    real = Caller.ask
+
+    def torn(self: Caller, prompt: Prompt, tokens_in: int) -> Paid:
+        paid = real(self, prompt, tokens_in)
+        return replace(paid, reply=replace(paid.reply, text=paid.reply.text + " \ud800", detail="\udfff"))
+
+    monkeypatch.setattr(Caller, "ask", torn)
+    assert score(world, sample).state == "ok"
+    assert len(judgements(world, sample)) == 1
+
+
+def test_one_that_was_ok_stays_so(world: World, server: GeminiServer) -> None:
+    """Judged again on purpose, and blocked then: the scores that are there still count."""
+    [sample] = samples(world, 1)
+    at_the_desk(world)
+    assert score(world, sample).state == "ok"
+    server.script("blocked")
+    perform(world, ask(world, samples={"only_missing": False}))
+    assert [one.state for one in judgements(world, sample)] == ["ok", "blocked"]
+    assert score(world, sample).already

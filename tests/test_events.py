@@ -135,3 +135,24 @@ def test_replay_counts_each_event_once(texts: list[str], cuts: list[int], crashe
 
 def _die(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_disk_that_takes_half_an_event_is_told_and_tears_no_other(world: World) -> None:
+    """A raw file writes what fits, and raises nothing."""
+    run, _ = start(world)
+    with Reporter(run, heartbeat_seconds=600) as reporter:
+        real = reporter._file
+
+        class Full:
+            def write(self, data: bytes) -> int:
+                return int(real.write(data[:20]))
+
+            def close(self) -> None:
+                real.close()
+
+        reporter._file = Full()  # type: ignore[assignment]
+        with pytest.raises(OSError, match="not written whole"):
+            reporter.note("the first")
+        reporter._file = real
+        reporter.note("the second")
+    assert [event["text"] for event in read_events(run.events) if event["kind"] == "note"] == ["the second"]

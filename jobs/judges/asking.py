@@ -174,9 +174,9 @@ class Asker:
     def _ask(self, key: str, part: str, row: Fields, prompt: Prompt) -> Kept:
         paid = self._caller.ask(prompt, prompt_tokens(prompt))
         reply = paid.reply
-        kept = Kept(
-            key, part, reply.text, reply.finish, reply.detail, reply.tokens_in, reply.tokens_out, paid.money
-        )
+        # Half a character can be stored nowhere.
+        text, detail = (part.encode("utf-8", "replace").decode() for part in (reply.text, reply.detail))
+        kept = Kept(key, part, text, reply.finish, detail, reply.tokens_in, reply.tokens_out, paid.money)
         self._keep(kept, row["sample_id"])
         return kept
 

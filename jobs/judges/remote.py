@@ -110,7 +110,8 @@ class _Pool:
         count = total - len(todo)
         self._reporter.phase(self._how)
         self._progress(count, total, always=True)
-        ended: BaseException | None = None
+        self._listen()  # a worker that takes over asks nothing before it knows what is asked of it
+        ended: BaseException | None = Stopped("stopped by request") if self._stopping.is_set() else None
         pending: set[Future[Row]] = set()
         try:
             with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask") as pool:

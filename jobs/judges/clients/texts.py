@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jobs.judges.keys import scrub
+
 WORDS = 300  # characters of a provider's message that are told on
 
 
@@ -12,7 +14,7 @@ def sendable(text: str) -> str:
 
 def shorten(text: str) -> str:
     """One line of at most `WORDS` characters; a web page is not quoted."""
-    line = " ".join(text.split())
+    line = " ".join(scrub(text).split())  # before it is cut: half a key is no key that can be found
     if line.startswith("<"):
         return "a web page"
     return line if len(line) <= WORDS else line[: WORDS - 1] + "…"
