@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.pairs import NewPair
-from storage.records import METRICS, Candidate, Judgement, Score
+from storage.records import METRICS, Candidate, Judgement, Rater, Score
 from storage.scores import latest_ok
 
 QUALITY = ("helpfulness", "correctness", "coherence")
@@ -33,6 +33,9 @@ class PairRule(BaseModel):
     seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="draws the rejected candidate")
     raters: Literal["people before judges", "people", "judges"] = Field(
         "people before judges", title="Whose scores", description="the latest complete ones of a sample"
+    )
+    judge: tuple[str, str, str] | None = Field(
+        None, title="Which judge", description="name, version, mode; none: whichever judged last"
     )
 
     @field_validator("metrics")
@@ -78,8 +81,13 @@ def quality(score: Score, metrics: Sequence[str] = QUALITY) -> int:
     return sum(score.value(metric) or 0 for metric in metrics)
 
 
-def deciding_judgement(sample: ScoredSample, raters: str) -> Judgement | None:
+def deciding_judgement(
+    sample: ScoredSample, raters: str, judge: tuple[str, str, str] | None = None
+) -> Judgement | None:
     """Whose scores count for this sample: the latest that scores at least two candidates completely.
+
+    Args:
+        judge: the one judge whose scores count among judges'; None: any.
 
     A person who has scored only part of the candidates decides nothing yet: the scales of two raters are not
     mixed within a sample.
@@ -90,15 +98,20 @@ def deciding_judgement(sample: ScoredSample, raters: str) -> Judgement | None:
             judgement
             for judgement in latest_ok(sample.judgements)
             if judgement.rater.kind == kind and sum(score.complete for score in judgement.scores) >= 2
+            if kind == "person" or judge in (None, _name(judgement.rater))
         ]
         if usable:
             return max(usable, key=lambda judgement: judgement.id)
     return None
 
 
+def _name(rater: Rater) -> tuple[str, str, str]:
+    return rater.name, rater.version, rater.mode
+
+
 def pair_of(sample: ScoredSample, rule: PairRule) -> tuple[NewPair | None, int | None]:
     """The sample's pair, or None; and its spread of quality, or None where too little is scored."""
-    judgement = deciding_judgement(sample, rule.raters)
+    judgement = deciding_judgement(sample, rule.raters, rule.judge)
     if judgement is None:
         return None, None
     texts = {candidate.id: candidate.text.strip() for candidate in sample.candidates}

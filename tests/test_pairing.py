@@ -128,3 +128,17 @@ def test_from_the_database(world: World) -> None:
     made = preview((ScoredSample(*row) for row in walk_scored(world.db, batch=1)), PairRule())
     assert [(pair.chosen_id, pair.rejected_id) for pair in made.pairs] == [(judged[1].id, judged[0].id)]
     assert made.unscored == 1
+
+
+def test_one_judge_of_several_can_be_chosen() -> None:
+    """Their scales are not mixed from sample to sample."""
+    first = judgement([9, 2], Rater(1, "judge", "a", "1", "x"), 1)
+    second = judgement([2, 9], Rater(2, "judge", "b", "1", "x"), 2)
+    person = judgement([2, 9], Rater(3, "person", "ada", "", ""), 3)
+    both = scored(first, second)
+    assert pair_of(both, PairRule())[0].chosen_id == 2  # type: ignore[union-attr]
+    chosen = PairRule(judge=("a", "1", "x"))
+    assert pair_of(both, chosen)[0].chosen_id == 1  # type: ignore[union-attr]
+    assert pair_of(scored(second), chosen) == (None, None)
+    assert pair_of(scored(first, person), chosen)[0].chosen_id == 2, "people come first"  # type: ignore[union-attr]
+    assert PairRule.model_validate(PairRule().model_dump(exclude={"judge"})).judge is None, "rules of before"

@@ -258,3 +258,15 @@ def test_two_data_sets_of_one_name(world: World, context: Context) -> None:
     page.freeze(context, USER, "one", ["proposed"], 0, 0)
     with pytest.raises(Conflict, match="already"):
         page.freeze(context, USER, "one", ["proposed"], 0, 0)
+
+
+def test_each_judge_that_has_scored_can_be_chosen(world: World, context: Context) -> None:
+    assert page.judge_choices(context) == [("whichever judged last", "")]
+    world.judged(world.sample(1), [9, 2], "one")
+    world.judged(world.sample(2), [9, 2], "two")
+    choices = page.judge_choices(context)
+    assert [label for label, _ in choices] == ["whichever judged last", "one", "two"]
+    rule = page.make_rule(list(QUALITY), 2, 0, "judges", choices[1][1])
+    assert rule.judge == ("one", "", "")
+    assert [pair.sample_id for pair in page.apply_rule(context, rule).pairs] == [1]
+    assert len(page.apply_rule(context, page.make_rule(list(QUALITY), 2, 0, "judges")).pairs) == 2

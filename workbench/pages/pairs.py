@@ -5,6 +5,7 @@ The address holds the list's state: `?status=proposed&after=120` or `?sample=7`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from storage.datasets import freeze_pairs, list_datasets
 from storage.errors import PlumbError, UserError
 from storage.records import HIGHEST, METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
+from storage.scores import list_raters
 from workbench import pair_views
 from workbench.context import Context
 from workbench.events import read_id, told
@@ -50,7 +52,17 @@ def _number(text: str | None) -> int | None:
     return read_id(text)
 
 
-def make_rule(metrics: Sequence[str], margin: float | None, seed: float | None, raters: str) -> PairRule:
+def judge_choices(context: Context) -> list[tuple[str, str]]:
+    """Any judge, then each that has scored; the value is its name, version and mode as JSON."""
+    with context.database() as db:
+        judges = [rater for rater in list_raters(db) if rater.kind == "judge"]
+    named = [(rater.name, rater.version, rater.mode) for rater in judges]
+    return [("whichever judged last", ""), *((" · ".join(filter(None, one)), json.dumps(one)) for one in named)]
+
+
+def make_rule(
+    metrics: Sequence[str], margin: float | None, seed: float | None, raters: str, judge: str = ""
+) -> PairRule:
     """The rule that the form gives.
 
     Raises:
@@ -59,7 +71,8 @@ def make_rule(metrics: Sequence[str], margin: float | None, seed: float | None, 
     try:
         # In the order of the rubric, so that the same rule is stored the same way whatever was ticked first.
         ordered = tuple(name for name in METRICS if name in metrics) or tuple(metrics)
-        return PairRule.model_validate({"metrics": ordered, "margin": margin, "seed": seed, "raters": raters})
+        values = {"metrics": ordered, "margin": margin, "seed": seed, "raters": raters}
+        return PairRule.model_validate(values | {"judge": json.loads(judge) if judge else None})
     except ValidationError as error:
         raise UserError(f"The rule cannot be used: {explain(error)}") from error
 
@@ -182,6 +195,7 @@ def build(context: Context) -> gr.Blocks:
                         margin = gr.Number(2, label="Margin", precision=0, elem_id="pb-margin")
                         seed = gr.Number(0, label="Seed", precision=0)
                     raters = gr.Dropdown(list(RATERS), value=RATERS[0], label="Whose scores")
+                    judge = gr.Dropdown([("whichever judged last", "")], value="", label="Which judge")
                     figures = gr.HTML(apply_default_css=False, elem_id="pb-preview")
                     add = gr.Button("Add pairs", variant="primary", elem_id="pb-add")
                 with gr.Column(elem_classes="pb-panel"):
@@ -212,7 +226,7 @@ def build(context: Context) -> gr.Blocks:
                 outcome = gr.HTML(apply_default_css=False, elem_id="pb-outcome")
                 rows = gr.HTML(apply_default_css=False, elem_id="pb-pairs")
 
-        rule = [metrics, margin, seed, raters]
+        rule = [metrics, margin, seed, raters, judge]
 
         def on_list(search: str) -> tuple[str, str]:
             filters, cards = show_list(context, search)
@@ -226,9 +240,11 @@ def build(context: Context) -> gr.Blocks:
             label = f"Add {number:,} new pair{'s' if number != 1 else ''}" if number else "No new pairs to add"
             return [html, gr.Button(label, interactive=number > 0)]
 
-        def on_add(metrics: list[str], margin: float, seed: float, raters: str, request: gr.Request) -> str:
+        def on_add(
+            metrics: list[str], margin: float, seed: float, raters: str, judge: str, request: gr.Request
+        ) -> str:
             user = context.user(request)
-            return said(lambda: add_pairs(context, user, make_rule(metrics, margin, seed, raters)))
+            return said(lambda: add_pairs(context, user, make_rule(metrics, margin, seed, raters, judge)))
 
         def on_accept(request: gr.Request) -> str:
             user = context.user(request)
@@ -250,8 +266,9 @@ def build(context: Context) -> gr.Blocks:
             **quiet,
         ).then(None, js="() => window.plumb.shown()")
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
+        page.load(told(lambda: gr.Dropdown(judge_choices(context), value="")), None, [judge], **quiet)
         gr.on(
-            [page.load, restore.click, metrics.change, margin.change, seed.change, raters.change],
+            [page.load, restore.click, metrics.change, margin.change, seed.change, raters.change, judge.change],
             told(on_preview),
             rule,
             [figures, add],
