@@ -8,10 +8,10 @@ stored.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from storage.folder import DataFolder
 from storage.images import image_path
 from storage.records import Image, JudgementState
 from storage.samples import get_sample
-from storage.scores import add_judgement, ensure_rater, states_by_key
+from storage.scores import add_judgement, ensure_rater, has_ok
 from storage.users import ensure_user
 
 FILE = "desk.json"
@@ -94,14 +94,14 @@ def score_now(folder: DataFolder, settings: Settings, sample_id: int, user: str)
     if config.judge == rules.NAME:
         judged = {**judge_row(row), "key": key}
         with session(folder) as db:
-            if states_by_key(db, rater).get(key) == "ok":
+            if has_ok(db, key):
                 return Outcome("ok", "", 0.0, True, rater)
             _store(db, rater, sample_id, judged, user)
         return Outcome(judged["state"], judged["reason"], 0.0, False, rater)
     need_key(config.judge, settings)
     with _alone(folder, key):
         with session(folder) as db:
-            if states_by_key(db, rater).get(key) == "ok":
+            if has_ok(db, key):
                 return Outcome("ok", "", 0.0, True, rater)
             if job_id := under_way(db, settings, rater, config.order_seed).get(key):
                 raise Conflict(f"Job {job_id} is about to judge this sample the same way; it is not paid twice.")
@@ -136,7 +136,7 @@ def _ask(
     from jobs.judges.asking import Asker, Kept, as_event, kept_of
     from jobs.judges.caller import Caller
     from jobs.judges.clients.make import make_client
-    from jobs.judges.ledger import Budget, Ledger
+    from jobs.judges.ledger import Budget, Ledger, day_of
 
     files = {image.name: image_path(folder, image) for image in images.values()}
     replies = _replies(folder, key)
@@ -157,7 +157,7 @@ def _ask(
             client,
             Ledger(folder.judges),
             lambda: read_terms(folder.judges),
-            account=f"desk-{datetime.now(UTC).date()}",
+            account=f"desk-{day_of(time.time(), read_terms(folder.judges).day_begins_in)[0]}",
             budget=Budget(config.budget, config.max_requests),
             model=config.model,
             options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),

@@ -17,6 +17,7 @@ State = Literal[
     "",
     "no candidates",
     "unjudged",
+    "judged",
     "not scored by people",
     "blocked",
     "truncated",
@@ -37,6 +38,8 @@ _STATES: dict[str, str] = {
     "no candidates": "NOT EXISTS (SELECT 1 FROM candidates c WHERE c.sample_id = s.id)",
     "unjudged": """EXISTS (SELECT 1 FROM candidates c WHERE c.sample_id = s.id) AND NOT EXISTS (
         SELECT 1 FROM judgements j JOIN raters r ON r.id = j.rater_id
+        WHERE j.sample_id = s.id AND r.kind = 'judge' AND j.state = 'ok')""",
+    "judged": """EXISTS (SELECT 1 FROM judgements j JOIN raters r ON r.id = j.rater_id
         WHERE j.sample_id = s.id AND r.kind = 'judge' AND j.state = 'ok')""",
     "not scored by people": """EXISTS (SELECT 1 FROM candidates c WHERE c.sample_id = s.id) AND NOT EXISTS (
         SELECT 1 FROM judgements j JOIN raters r ON r.id = j.rater_id

@@ -211,6 +211,11 @@ def states_by_key(db: Database, rater: tuple[str, str, str]) -> dict[str, Judgem
     }
 
 
+def has_ok(db: Database, key: str) -> bool:
+    """Whether a judgement under this key is ok."""
+    return one(db, "SELECT 1 FROM judgements WHERE key = ? AND state = 'ok' LIMIT 1", [key]) is not None
+
+
 def mean_tokens(db: Database, rater: tuple[str, str, str], least: int = 20) -> tuple[float, float] | None:
     """Mean tokens (in, out) of this judge's ok judgements, or None where there are fewer than `least`."""
     found = one(

@@ -91,7 +91,7 @@ def test_the_list_tells_states_positions_and_reasons(world: World, context: Cont
     found = look(context, Watch(), None).jobs
     assert "number 1 in the queue" in found
     assert "number 2 in the queue" in found
-    assert f'href="?job={second.id}"' in found
+    assert f'href="/jobs?job={second.id}"' in found
     assert "training: 15 of 60 steps" in found
     assert 'aria-valuenow="25"' in found
     assert "The device is &lt;gone&gt;." in found

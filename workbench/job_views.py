@@ -79,7 +79,7 @@ def job_list(
     entries = "".join(
         _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
     )
-    rest = '<a class="plumb-more" href="?" data-more="1">Show older jobs</a>' if more else ""
+    rest = '<a class="plumb-more" href="/jobs" data-more="1">Show older jobs</a>' if more else ""
     return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
 
 
@@ -87,7 +87,8 @@ def _entry(job: Job, position: int, left: float | None, selected: bool, now: dat
     state = _state_words(job, position)
     told = f'<span class="plumb-job-state" title="{escape(state)}">{escape(state)}{_left_words(left)}</span>'
     return (
-        f'<a class="plumb-job plumb-is-{job.status}{" plumb-selected" if selected else ""}" href="?job={job.id}" '
+        f'<a class="plumb-job plumb-is-{job.status}{" plumb-selected" if selected else ""}" '
+        f'href="/jobs?job={job.id}" '
         f'data-job="{job.id}"{" aria-current=true" if selected else ""}>'
         f'<span class="plumb-job-top"><b>#{job.id} {escape(_kind(job))}</b>{_chip(job)}</span>'
         f'<span class="plumb-job-what">{escape(summary(job))}</span>'

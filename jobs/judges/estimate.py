@@ -88,7 +88,8 @@ def _count(
         notes.append("Tokens as in this judge's earlier judgements.")
     price = terms.of(config.model)
     money = price.money(tokens_in, tokens_out)
-    most = price.money(round(tokens_in * 1.25), requests * config.max_output_tokens)
+    tries = 1 + config.second_tries  # a reply as long as allowed is cut off, and asked for again
+    most = tries * price.money(round(tokens_in * 1.25), requests * config.max_output_tokens)
     minutes = max(requests / price.requests_a_minute, (tokens_in + tokens_out) / price.tokens_a_minute)
     by_replies = REPLY_SECONDS * math.ceil(requests / config.concurrency)
     seconds = max(minutes * 60, by_replies)
