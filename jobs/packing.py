@@ -115,6 +115,8 @@ def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[l
     """The rows of those of these samples that can be judged: with candidates and, if asked for, a checklist."""
     candidates = candidates_of(db, ids)
     lists: dict[int, Checklist] = {}
+    if config.judge == rules.NAME:  # a form may still hold the choice that it hides for this judge
+        config = config.model_copy(update={"checklists": False})
     if config.checklists:
         lists = {key: found for key, found in latest_checklists(db, ids).items() if found.items}
     ids = [key for key in ids if candidates[key] and (key in lists or not config.checklists)]
