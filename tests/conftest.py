@@ -11,8 +11,9 @@ import pytest
 
 from factories import World, open_world
 from jobs.telemetry import switch_off
+from workbench.context import Context
 
-pytest_plugins = ["judging"]
+pytest_plugins = ["judging", "ledgers", "callers"]
 
 switch_off(os.environ)
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,17 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = open_world(tmp_path / "data")
     yield made
     made.db.close()
+
+
+@pytest.fixture
+def context(world: World) -> Context:
+    return Context(world.settings)
+
+
+@pytest.fixture
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is submitted stays queued."""
+    monkeypatch.setattr("jobs.queue.ensure_supervisor", lambda settings: False)
 
 
 @pytest.fixture

@@ -29,8 +29,7 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture
-def server(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[GeminiServer]:
-    monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
+def server(world: World, monkeypatch: pytest.MonkeyPatch, no_supervisor: None) -> Iterator[GeminiServer]:
     terms(world)
     with GeminiServer(key=KEY) as fake:
         monkeypatch.setenv("GEMINI_API_KEY", KEY)

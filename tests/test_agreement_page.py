@@ -30,11 +30,6 @@ LISTS = TOGETHER + ", with checklist"
 
 
 @pytest.fixture
-def context(world: World) -> Context:
-    return Context(world.settings)
-
-
-@pytest.fixture
 def desk(context: Context) -> AgreementDesk:
     return AgreementDesk(context)
 

@@ -39,15 +39,7 @@ from workbench.chat_round import Stops, answer_last, send
 from workbench.context import Context
 from workbench.pages import chat as page
 
-
-@pytest.fixture
-def context(world: World) -> Context:
-    return Context(world.settings)
-
-
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.queue.ensure_supervisor", lambda settings: None)
+pytestmark = pytest.mark.usefixtures("no_supervisor")
 
 
 def test_answers_are_stored_off_the_event_loop(

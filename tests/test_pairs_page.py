@@ -24,11 +24,6 @@ RULE = PairRule()
 
 
 @pytest.fixture
-def context(world: World) -> Context:
-    return Context(world.settings)
-
-
-@pytest.fixture
 def web(context: Context) -> TestClient:
     return TestClient(build_api(context, Door(context.settings)), base_url="http://127.0.0.1")
 

@@ -22,11 +22,7 @@ from storage.datasets import freeze_pairs
 from storage.errors import Conflict, NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
 
-
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests look at the queue alone."""
-    monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
+pytestmark = pytest.mark.usefixtures("no_supervisor")  # these tests look at the queue alone
 
 
 def submit(world: World, kind: str, **values: Any) -> tuple[Any, RunFolder]:

@@ -30,11 +30,6 @@ EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)"> \' " & {{value}}
 
 
 @pytest.fixture
-def context(world: World) -> Context:
-    return Context(world.settings)
-
-
-@pytest.fixture
 def web(context: Context) -> TestClient:
     return TestClient(build_api(context, Door(context.settings)), base_url="http://127.0.0.1")
 

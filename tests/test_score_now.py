@@ -44,11 +44,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def context(world: World) -> Context:
-    return Context(world.settings)
-
-
-@pytest.fixture
 def web(context: Context) -> TestClient:
     return TestClient(build_api(context, Door(context.settings)), base_url="http://127.0.0.1")
 

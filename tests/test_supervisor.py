@@ -506,13 +506,17 @@ def test_a_note_that_was_left_behind_sends_no_supervisor_away(busy: World, wait_
     assert status(busy, job) is JobStatus.DONE
 
 
-def test_a_worker_is_known_when_the_clock_was_put(busy: World, wait_for: Wait) -> None:
-    """Start times are told from the clock: after a jump they differ, the run folder does not."""
-    job = submit_judge(busy)
-    wait_for(lambda: status(busy, job) is not JobStatus.QUEUED, "it starts")
-    attempt = attempt_of(busy, job)
-    if attempt.pid is not None and attempt.pid_started is not None and psutil.pid_exists(attempt.pid):
-        jumped = replace(attempt, pid_started=attempt.pid_started - 3600.0)
-        found, there = find_process(jumped), find_process(attempt)
-        assert there is None or found is not None
-    wait_for(lambda: status(busy, job) in ENDED, "the job ends")
+def test_a_worker_is_known_when_the_clock_was_put(world: World, sleeper: Sleeper) -> None:
+    """Start times are told from the clock: after a jump they differ, the run folder in its words does not."""
+    job, _ = sleeper(world)
+    attempt = attempt_of(world, job)
+    assert attempt.pid_started is not None
+    jumped = replace(attempt, pid_started=attempt.pid_started - 3600.0)
+    assert find_process(jumped) is None, "a PID alone may be somebody else's"
+    words = [sys.executable, "-c", "import time; time.sleep(600)", "jobs.worker"]
+    with subprocess.Popen([*words, str(world.folder.run(job.id))], start_new_session=True) as worker:
+        try:
+            assert find_process(replace(jumped, pid=worker.pid)) is not None
+            assert find_process(replace(jumped, pid=worker.pid, job_id=job.id + 1)) is None, "another job's"
+        finally:
+            worker.kill()
