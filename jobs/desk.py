@@ -21,7 +21,6 @@ from sqlite_utils import Database
 from jobs.configs import JudgeConfig, parse_config
 from jobs.event_file import read_events
 from jobs.judges import rules
-from jobs.judges.calls import CallOptions
 from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.run import judge_row
@@ -134,9 +133,8 @@ def _ask(
     key: str,
 ) -> dict[str, Any]:
     from jobs.judges.asking import Asker, Kept, as_event, kept_of
-    from jobs.judges.caller import Caller
-    from jobs.judges.clients.make import make_client
-    from jobs.judges.ledger import Budget, Ledger, day_of
+    from jobs.judges.connect import connected
+    from jobs.judges.ledger import Ledger, day_of
 
     files = {image.name: image_path(folder, image) for image in images.values()}
     replies = _replies(folder, key)
@@ -151,24 +149,20 @@ def _ask(
         if text:  # for a quota of the day: nobody waits at the desk for hours
             raise PlumbError(f"Not asked: {text}")
 
-    client = make_client(config.judge, settings, threads=1)  # type: ignore[arg-type]
-    try:
-        caller = Caller(
-            client,
-            Ledger(folder.judges),
-            lambda: read_terms(folder.judges),
-            account=f"desk-{day_of(time.time(), read_terms(folder.judges).day_begins_in)[0]}",
-            budget=Budget(config.budget, config.max_requests),
-            model=config.model,
-            options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),
-            check=lambda: None,
-            tell=waits,
-            ahead=60.0,  # before a busy pool
-        )
+    account = f"desk-{day_of(time.time(), read_terms(folder.judges).day_begins_in)[0]}"
+    before_a_pool = 60.0  # seconds ahead: a busy job takes its slots a few seconds ahead
+    with connected(
+        config,
+        settings,
+        Ledger(folder.judges),
+        folder.judges,
+        account,
+        check=lambda: None,
+        tell=waits,
+        ahead=before_a_pool,
+    ) as caller:
         asker = Asker(caller, files.__getitem__, keep, config.second_tries, kept_of(read_events(replies)))
         return asker.judge(row, config, load_rubric(config.rubric, folder.judges))
-    finally:
-        client.close()
 
 
 def _store(db: Database, rater: Rater, sample_id: int, judged: dict[str, Any], user: str) -> None:

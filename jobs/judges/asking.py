@@ -15,6 +15,7 @@ from typing import Any
 from jobs.configs import ChecklistConfig, JudgeConfig
 from jobs.judges.caller import Caller, GaveUp
 from jobs.judges.calls import Finish, Picture, Prompt
+from jobs.judges.clients.texts import sendable
 from jobs.judges.identity import key_of, rater_of
 from jobs.judges.parsing import Parsed, Unparseable, parse_checklist, parse_scores
 from jobs.judges.pictures import prepare
@@ -174,9 +175,16 @@ class Asker:
     def _ask(self, key: str, part: str, row: Fields, prompt: Prompt) -> Kept:
         paid = self._caller.ask(prompt, prompt_tokens(prompt))
         reply = paid.reply
-        # Half a character can be stored nowhere.
-        text, detail = (part.encode("utf-8", "replace").decode() for part in (reply.text, reply.detail))
-        kept = Kept(key, part, text, reply.finish, detail, reply.tokens_in, reply.tokens_out, paid.money)
+        kept = Kept(
+            key,
+            part,
+            sendable(reply.text),  # half a character can be stored nowhere
+            reply.finish,
+            sendable(reply.detail),
+            reply.tokens_in,
+            reply.tokens_out,
+            paid.money,
+        )
         self._keep(kept, row["sample_id"])
         return kept
 

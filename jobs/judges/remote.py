@@ -11,17 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.configs import ChecklistConfig, JudgeConfig
 from jobs.event_file import read_events
 from jobs.judges.asking import Asker, Kept, as_event, kept_of
-from jobs.judges.caller import Caller
-from jobs.judges.calls import CallOptions
-from jobs.judges.clients.make import make_client
-from jobs.judges.ledger import Budget, BudgetSpent, Ledger
-from jobs.judges.terms import read_terms
+from jobs.judges.connect import connected
+from jobs.judges.ledger import BudgetSpent, Ledger
 from jobs.reporter import Reporter, Stopped
 from jobs.rubric import parse_rubric
 from jobs.runs import PAUSE, STOP, JobFile, RunFolder
@@ -71,10 +69,8 @@ class _Pool:
         how: str,
     ) -> None:
         self._run, self._config, self._reporter, self._how = run, config, reporter, how
-        kinds = ("reply", "judgement", "checklist")
-        self._events = [event for event in read_events(run.events) if event["kind"] in kinds]
-        folder = judges_folder(run, job)
-        self._ledger = Ledger(folder)
+        self._folder = judges_folder(run, job)
+        self._ledger = Ledger(self._folder)
         # A database that was begun anew counts its jobs from 1 again: the moment makes the account its own.
         self._account = f"job-{job.job_id}-{job.created_at}"
         self._stopping = threading.Event()
@@ -83,72 +79,77 @@ class _Pool:
         self._lock = threading.Lock()
         self._asked: deque[float] = deque()
         self._tokens = [0, 0]
+        self._done = self._total = 0  # samples
         self._told = 0.0
         self._last: tuple[object, ...] = ()
         self._said = ""  # what is waited for
-        self._client = make_client(config.judge, load_settings(), threads=config.concurrency)  # type: ignore[arg-type]
-        caller = Caller(
-            self._client,
-            self._ledger,
-            lambda: read_terms(folder),
-            account=self._account,
-            budget=Budget(config.budget, config.max_requests),
-            model=config.model,
-            options=CallOptions(config.temperature, config.max_output_tokens, config.timeout),
-            check=self._check,
-            tell=self._tell,
-        )
-        self._asker = Asker(caller, run.image, self._keep, config.second_tries, self._earlier())
 
     def work(self, kind: str, make: Callable[[Asker, Row], Row]) -> None:
         """Make an event of this kind of each row that has none yet."""
+        events = [event for event in read_events(self._run.events) if event["kind"] in ("reply", kind)]
+        done = {event["sample_id"] for event in events if event["kind"] == kind}
+        kept = self._earlier(kept_of(events))
+        del events  # megabytes, of a long job
         rows = list(self._run.rows())
-        done = {event["sample_id"] for event in self._events if event["kind"] == kind}
-        self._events.clear()
         todo = deque(row for row in rows if row["sample_id"] not in done)
-        total = len(rows)
-        count = total - len(todo)
+        self._total, self._done = len(rows), len(rows) - len(todo)
         self._reporter.phase(self._how)
-        self._progress(count, total, always=True)
+        self._progress(always=True)
         self._listen()  # a worker that takes over asks nothing before it knows what is asked of it
-        ended: BaseException | None = Stopped("stopped by request") if self._stopping.is_set() else None
-        pending: set[Future[Row]] = set()
+        config = self._config
         try:
-            with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask") as pool:
-                try:
-                    while (todo and ended is None) or pending:
-                        while todo and ended is None and len(pending) < self._config.concurrency:
-                            pending.add(pool.submit(make, self._asker, todo.popleft()))
-                        finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-                        for future in finished:
-                            error = future.exception()
-                            if error is None:
-                                self._reporter.event(kind, **future.result())
-                                count += 1
-                            elif ended is None or isinstance(ended, Stopped):
-                                ended = error  # the first that says more than "stopped"
-                                self._stopping.set()
-                        self._listen()
-                        if self._stopping.is_set() and ended is None:
-                            ended = Stopped("stopped by request")
-                        self._progress(count, total)
-                finally:
-                    self._stopping.set()
-                    self._going.set()
+            with connected(
+                config,
+                load_settings(),
+                self._ledger,
+                self._folder,
+                self._account,
+                check=self._check,
+                tell=self._tell,
+                threads=config.concurrency,
+            ) as caller:
+                asker = Asker(caller, self._run.image, self._keep, config.second_tries, kept)
+                ended = self._ask_all(kind, partial(make, asker), todo)
         finally:
-            self._client.close()
-            self._progress(count, total, always=True)
+            self._progress(always=True)
         if isinstance(ended, BudgetSpent):
             raise Stopped(
-                f"{ended} {count:,} of {total:,} samples are done and stay so: “Use these settings again” with a "
-                "larger budget goes on with the rest."
+                f"{ended} {self._done:,} of {self._total:,} samples are done and stay so: “Use these settings "
+                "again” with a larger budget goes on with the rest."
             )
         if ended is not None:
             raise ended
 
-    def _earlier(self) -> list[Kept]:
+    def _ask_all(self, kind: str, make: Callable[[Row], Row], todo: deque[Row]) -> BaseException | None:
+        """All rows through the pool; returns what ended it before they were done, None if nothing did."""
+        ended: BaseException | None = None
+        pending: set[Future[Row]] = set()
+        with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask") as pool:
+            try:
+                while True:
+                    if ended is None and self._stopping.is_set():
+                        ended = Stopped("stopped by request")
+                    while todo and ended is None and len(pending) < self._config.concurrency:
+                        pending.add(pool.submit(make, todo.popleft()))
+                    if not pending:
+                        return ended
+                    finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                    for future in finished:
+                        error = future.exception()
+                        if error is None:
+                            self._reporter.event(kind, **future.result())
+                            self._done += 1
+                        elif ended is None or isinstance(ended, Stopped):
+                            ended = error  # the first that says more than "stopped"
+                            self._stopping.set()
+                    self._listen()
+                    self._progress()
+            finally:  # whatever ends it, threads that wait shall not
+                self._stopping.set()
+                self._going.set()
+
+    def _earlier(self, kept: list[Kept]) -> list[Kept]:
         """Replies of earlier attempts; what they cost counts, whatever became of the ledger."""
-        kept = kept_of(self._events)
         self._ledger.floor(self._account, sum(reply.cost for reply in kept), len(kept))
         self._tokens = [sum(reply.tokens_in for reply in kept), sum(reply.tokens_out for reply in kept)]
         return kept
@@ -187,7 +188,7 @@ class _Pool:
         self._said = text
         self._reporter.phase(text or self._how)
 
-    def _progress(self, count: int, total: int, always: bool = False) -> None:
+    def _progress(self, always: bool = False) -> None:
         now = time.monotonic()
         if not always and now - self._told < TELL_SECONDS:
             return
@@ -199,13 +200,13 @@ class _Pool:
             span = min(60.0, now - self._asked[0]) if self._asked else 0.0
             rate = len(self._asked) * 60 / max(span, 1.0)
             tokens_in, tokens_out = self._tokens
-        news = (count, total, spent.money, spent.requests, tokens_in, tokens_out)
+        news = (self._done, self._total, spent.money, spent.requests, tokens_in, tokens_out)
         if news == self._last:  # a job that waits for days says nothing new every second
             return
         self._last = news
-        self._reporter.progress(count, total, "samples")
+        self._reporter.progress(self._done, self._total, "samples")
         self._reporter.metric(
-            count,
+            self._done,
             {
                 "money": spent.money,
                 "requests": spent.requests,

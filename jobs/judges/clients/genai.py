@@ -8,7 +8,7 @@ import httpx2
 from google import genai
 from google.genai import errors, types
 
-from jobs.judges.calls import CallError, CallOptions, Picture, Prompt, Reply
+from jobs.judges.calls import CallOptions, Picture, Prompt, Reply
 from jobs.judges.clients.errors import Service
 from jobs.judges.clients.gemini import UNBLOCKED, check_model, read_reply
 from jobs.judges.clients.schemas import Schema, SchemaRefusals, gemini_schema, order_properties
@@ -39,13 +39,7 @@ class GenAiClient:
 
     def ask(self, model: str, prompt: Prompt, options: CallOptions) -> Reply:
         check_model(self._service, model)
-        schema = None if self._refusals.known(model) else prompt.schema
-        try:
-            return self._ask(model, prompt, schema, options)
-        except CallError as error:
-            if schema is None or not self._refusals.learn(model, error):
-                raise
-        return self._ask(model, prompt, None, options)
+        return self._refusals.ask(model, prompt.schema, lambda schema: self._ask(model, prompt, schema, options))
 
     def close(self) -> None:
         self._client.close()

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 
-from jobs.judges.calls import CallError, CallOptions, Finish, Picture, Prompt, Reply
+from jobs.judges.calls import CallOptions, Finish, Picture, Prompt, Reply
 from jobs.judges.clients.errors import Service, error_of
 from jobs.judges.clients.schemas import Schema, SchemaRefusals, is_strict
 from jobs.judges.clients.texts import sendable, shorten
@@ -51,13 +51,7 @@ class OpenAiClient:
         )
 
     def ask(self, model: str, prompt: Prompt, options: CallOptions) -> Reply:
-        schema = None if self._refusals.known(model) else prompt.schema
-        try:
-            return self._ask(model, prompt, schema, options)
-        except CallError as error:
-            if schema is None or not self._refusals.learn(model, error):
-                raise
-        return self._ask(model, prompt, None, options)
+        return self._refusals.ask(model, prompt.schema, lambda schema: self._ask(model, prompt, schema, options))
 
     def close(self) -> None:
         self._client.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from jobs.judges.calls import CallError
+from jobs.judges.calls import CallError, Reply
 
 Schema = dict[str, Any]
 
@@ -23,6 +24,20 @@ class SchemaRefusals:
     def __init__(self) -> None:
         self._models: set[str] = set()
         self._lock = threading.Lock()
+
+    def ask(self, model: str, schema: Schema | None, send: Callable[[Schema | None], Reply]) -> Reply:
+        """Send with the schema; where the model turns out to refuse it, once more without.
+
+        Raises:
+            CallError: as `send` does.
+        """
+        asked = None if self.known(model) else schema
+        try:
+            return send(asked)
+        except CallError as error:
+            if asked is None or not self.learn(model, error):
+                raise
+        return send(None)
 
     def known(self, model: str) -> bool:
         with self._lock:
