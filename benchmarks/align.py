@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Annotated, Any
 
 import typer
 from sqlite_utils import Database
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from jobs import queue
 from jobs.configs import PRESETS
