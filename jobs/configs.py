@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jobs.models import DEMO
 from storage.errors import UserError
@@ -161,6 +169,12 @@ class JudgeConfig(CallConfig):
     ask_blocked: bool = Field(
         False, title="Ask blocked ones again", description="samples that the provider has refused to judge"
     )
+
+    @field_validator("checklists")
+    @classmethod
+    def _rules_take_none(cls, value: bool, info: ValidationInfo) -> bool:
+        """A form may still hold the choice that it hides for the rule-based judge."""
+        return value and info.data.get("judge") != "easy-vqa-rules"
 
 
 class ChecklistConfig(CallConfig):

@@ -115,8 +115,6 @@ def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[l
     """The rows of those of these samples that can be judged: with candidates and, if asked for, a checklist."""
     candidates = candidates_of(db, ids)
     lists: dict[int, Checklist] = {}
-    if config.judge == rules.NAME:  # a form may still hold the choice that it hides for this judge
-        config = config.model_copy(update={"checklists": False})
     if config.checklists:
         lists = {key: found for key, found in latest_checklists(db, ids).items() if found.items}
     ids = [key for key in ids if candidates[key] and (key in lists or not config.checklists)]
@@ -134,6 +132,12 @@ def _unjudged(db: Database, settings: Settings, config: JudgeConfig, rows: list[
     wanted = {key: row for key, row in wanted.items() if states.get(key) not in done}
     busy = under_way(db, settings, rater, config.order_seed) if wanted else {}
     left = [row for key, row in wanted.items() if key not in busy]
+    blocked = sum(states.get(key_of(row, rater, config.order_seed)) == "blocked" for row in rows)
+    if blocked and not wanted:
+        raise UserError(
+            f"There is nothing to judge but {blocked:,} sample(s) that the provider has refused to judge. Switch on "
+            "“Ask blocked ones again” to ask for them, or “Only what is missing” off to judge all again."
+        )
     if wanted and not left:
         jobs = ", ".join(f"{job_id}" for job_id in sorted({busy[key] for key in wanted}))
         raise UserError(

@@ -26,20 +26,25 @@ def api_key(provider: Provider) -> str | None:
 
 
 def need_key(judge: str, settings: Settings) -> None:
-    """Raise UserError where a remote judge has no key, or one that cannot be. A local endpoint may go without."""
-    for provider, names in NAMES.items():
-        key = api_key(provider)
-        if provider == judge and key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise UserError(
-                f"{key_name(provider)} holds a character that no key has (a line break or a blank, say). Set it "
-                f"anew, in one line, and start Plumb again. [{' or '.join(names)}]"
-            )
-    if judge == "gemini" and key_name("gemini") is None:
+    """Raise UserError where the judge's provider has no key, or one that cannot be.
+
+    A local endpoint may go without one; a judge that asks nobody needs none.
+    """
+    provider = next((known for known in NAMES if known == judge), None)
+    if provider is None:
+        return
+    key, name = api_key(provider), key_name(provider)
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"{name} holds a character that no key has (a line break or a blank, say). Set it anew, in one line, "
+            "and start Plumb again."
+        )
+    if provider == "gemini" and key is None:
         raise UserError(
             "No key for Gemini is set. Set GEMINI_API_KEY (or GOOGLE_API_KEY) in the environment and start Plumb "
             "again; the key is read from there and stored nowhere."
         )
-    if judge == "openai" and key_name("openai") is None and not settings.openai_url:
+    if provider == "openai" and key is None and not settings.openai_url:
         raise UserError(
             "No OpenAI-compatible endpoint is set. Set PLUMB_OPENAI_URL to its address (http://127.0.0.1:8000/v1, "
             "say), and OPENAI_API_KEY where it asks for a key, and start Plumb again."
