@@ -16,9 +16,7 @@ folder's `judges/`. A version is never changed once it is written: scores are st
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jobs.configs import explain
 from storage.errors import Conflict, NotFound, UserError
+from storage.files import write_once
 from storage.records import HIGHEST, LOWEST, METRICS
 
 BUILT_IN = Path(__file__).parent / "judges" / "rubrics"
@@ -263,18 +262,10 @@ def save_rubric(folder: Path, rubric: Rubric) -> Path:
     )
     if _built_in(rubric.version).exists():
         raise taken
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(draft, target)  # unlike a rename it never replaces: of two that save at once, one is told
+        write_once(target, text)
     except FileExistsError:
         raise taken from None
-    finally:
-        Path(draft).unlink(missing_ok=True)
     return target
 
 

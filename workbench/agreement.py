@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jobs.judges.identity import WITH_LIST
 from jobs.pairing import QUALITY
 from storage.agreement import COLUMNS, MISSING
 from storage.records import HIGHEST, METRICS, Rater
@@ -15,7 +16,6 @@ from workbench.agreement_stats import Floats, Ints, Matched, Units
 
 PEOPLE = "people"  # the side of all people together
 MEASURES = (*METRICS, "quality")  # quality = helpfulness + correctness + coherence, 0 to 12
-WITH_LIST = ", with checklist"  # how a judge's mode ends that gets checklists (jobs.judges.identity.rater_of)
 
 
 def levels_of(measure: str) -> int:

@@ -11,13 +11,13 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from jobs.judges.identity import WITH_LIST
 from storage.agreement import MISSING, AnswerText, answer_texts, counting_scores, scores_version
 from storage.scores import list_raters
 from workbench import agreement_stats as stats
 from workbench.agreement import (
     MEASURES,
     PEOPLE,
-    WITH_LIST,
     Scores,
     Shared,
     choose_sides,

@@ -16,6 +16,7 @@ from jobs.judges import rules
 
 Rater = tuple[str, str, str]
 
+WITH_LIST = ", with checklist"  # how the mode of a judge ends that gets checklists
 MODES = {"together": "all answers together", "alone": "each answer alone"}
 
 
@@ -23,8 +24,7 @@ def rater_of(config: JudgeConfig) -> Rater:
     """(name, version, mode) under which the judge's scores are stored."""
     if config.judge == rules.NAME:
         return rules.RATER
-    with_list = ", with checklist" if config.checklists else ""
-    return config.model, config.rubric, MODES[config.mode] + with_list
+    return config.model, config.rubric, MODES[config.mode] + (WITH_LIST if config.checklists else "")
 
 
 def key_of(row: dict[str, Any], rater: Rater, order_seed: int) -> str:
