@@ -135,7 +135,7 @@ def _unjudged(db: Database, settings: Settings, config: JudgeConfig, rows: list[
     blocked = sum(states.get(key_of(row, rater, config.order_seed)) == "blocked" for row in rows)
     if blocked and not wanted:
         raise UserError(
-            f"There is nothing to judge but {blocked:,} sample(s) that the provider has refused to judge. Switch on "
+            f"There is nothing to judge but {blocked:,} blocked by the provider. Switch on "
             "“Ask blocked ones again” to ask for them, or “Only what is missing” off to judge all again."
         )
     if wanted and not left:

@@ -439,7 +439,10 @@ def test_the_key_j_and_the_checklist_in_a_browser(tmp_path: Path, wait_for: Call
         tab.keyboard.type(" item")
         status.get_by_text("nothing was paid").wait_for()
         assert judged(ids[1]) == 1, "the same is not judged twice"
-        assert items()[1] == "second item", "what a judge says is not drawn over what a person writes"
+        # The view may be drawn anew just now; what was written is there again.
+        wait_for(
+            lambda: items()[1:] == ["second item"], "a judge's word is not drawn over what a person writes", 20
+        )
 
         tab.get_by_label("Remove item 1").click()
         assert items() == ["second item"]
