@@ -215,9 +215,10 @@ def our_step(folder: Path, work: Path, sizes: list[tuple[int, int]], dtype: torc
     """The job's own trainer, built as the job builds it, with its references in the book."""
     from jobs.configs import DpoConfig
     from jobs.gpu.callbacks import Telling
-    from jobs.gpu.dpo import make_trainer
     from jobs.gpu.loading import load
-    from jobs.gpu.preferences import add_references, open_book, read_pairs, stock_reason
+    from jobs.gpu.material import open_book, read_material, stock_reason
+    from jobs.gpu.scoring import PairScorer
+    from jobs.gpu.training import make_trainer, references
     from jobs.reporter import Reporter
     from jobs.runs import JobFile, RunFolder
 
@@ -267,9 +268,10 @@ def our_step(folder: Path, work: Path, sizes: list[tuple[int, int]], dtype: torc
         loaded = load(config.model, config.dtype, device, work / "models", reporter)
         assert stock_reason(loaded, config, reporter) is None
         book = open_book(job, loaded, True)
-        pairs = read_pairs(run, config, loaded, rows, [], True, reporter)
-        trainer = make_trainer(run, config, loaded, pairs, Telling(reporter, 0, 0), shared=True)
-        add_references(run, config, trainer, pairs, book, reporter)
+        material = read_material(run, loaded, rows, True, reporter)
+        trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared=True)
+        scorer = PairScorer(trainer, material, trainer.collate_pairs)
+        references(run, config, trainer, material, book, scorer, reporter)
     return Step(trainer, list(trainer.train_dataset))
 
 

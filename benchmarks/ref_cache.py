@@ -71,26 +71,26 @@ def freeze(folder: Path, work_folder: Path, pairs: int, **changes: Any) -> RunFo
 
 def measure(run: RunFolder) -> dict[str, float]:
     """Run the worker; seconds to its first step, of preparing, and forward passes of the reference."""
-    from trl import DPOTrainer
+    from jobs.gpu.scoring import PairScorer
 
-    forwards, compute = 0, DPOTrainer.compute_ref_log_probs
+    forwards, compute = 0, PairScorer.__call__
 
     def counted(self: Any, *arguments: Any) -> Any:
         nonlocal forwards
         forwards += 1
         return compute(self, *arguments)
 
-    DPOTrainer.compute_ref_log_probs = counted
+    PairScorer.__call__ = counted
     try:
         if work(run.path):
             raise SystemExit(f"the job failed: {run.log_tail()}")
     finally:
-        DPOTrainer.compute_ref_log_probs = compute
+        PairScorer.__call__ = compute
     events = [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
     begun = {event["text"]: event["time"] for event in events if event["kind"] == "phase"}
     started = next(event["time"] for event in events if event["kind"] == "started")
     stepped = next(event["time"] for event in events if event["kind"] == "metric")
-    prepared = begun["computing the reference's log-probabilities"] - begun["preparing the pairs"]
+    prepared = begun["computing the reference's log-probabilities"] - begun["preparing the rows"]
     return {"step": stepped - started, "prepare": prepared, "forwards": forwards}
 
 

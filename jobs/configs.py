@@ -1,78 +1,47 @@
 """One configuration model a job kind; torch-free, so that a bad value dies before a device is claimed.
 
-Every field has bounds and a reason for its default. The forms of the Jobs page are made from these models
-(title, description, bounds), the command line reads the same models from JSON.
+What all have is in config_base.py, the trainings are in config_training.py.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jobs.models import DEMO
+from jobs.config_base import JobConfig, ModelConfig, Selection
+from jobs.config_training import (
+    TRAINING_PRESETS,
+    DpoConfig,
+    RejectionConfig,
+    SftConfig,
+    SteerlmConfig,
+    TrainConfig,
+)
 from storage.errors import UserError
 
-
-class Selection(BaseModel):
-    """Which samples a job works on; resolved to rows when the job is frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ids: tuple[int, ...] | None = Field(None, title="Sample ids", description="empty: all that fit the rest")
-    source: str | None = Field(None, title="Source", description="only samples of this source")
-    dataset: str | None = Field(None, title="Data set", description="only the samples of this frozen data set")
-    split: Literal["train", "heldout"] | None = Field(
-        None, title="Split", description="of that data set: train or heldout"
-    )
-    limit: int | None = Field(None, ge=1, le=1_000_000, title="At most", description="samples, in their order")
-    only_missing: bool = Field(
-        True,
-        title="Only what is missing",
-        description="skip samples that this model or judge has already answered",
-    )
-
-    @model_validator(mode="after")
-    def _split_needs_dataset(self) -> Selection:
-        if self.split and not self.dataset:
-            raise ValueError(f"split {self.split!r} needs a data set; name one in 'dataset'")
-        return self
-
-
-class JobConfig(BaseModel):
-    """What every kind has.
-
-    Attributes:
-        device_kind: whether the job takes a device slot or a network slot.
-        resumable: it skips what its run folder already holds, so that it can go on where it ended.
-        pausable: it asks nothing while its run folder's `control` says so.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: ClassVar[str]
-    device_kind: ClassVar[Literal["device", "network"]] = "device"
-    resumable: ClassVar[bool] = False
-    pausable: ClassVar[bool] = False
-
-
-class ModelConfig(JobConfig):
-    """A job that loads a model."""
-
-    model: str = Field(
-        DEMO, min_length=1, title="Base model", description="demo, a folder, or a hub name like owner/name"
-    )
-    device: str | None = Field(None, title="Device", description="cpu, cuda:0 …; empty: the first that is free")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", title="Precision", description="auto: as the weights were saved"
-    )
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "TRAININGS",
+    "CallConfig",
+    "ChecklistConfig",
+    "DpoConfig",
+    "GenerateConfig",
+    "JobConfig",
+    "JudgeConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "PushConfig",
+    "RejectionConfig",
+    "Selection",
+    "ServeConfig",
+    "SftConfig",
+    "SteerlmConfig",
+    "TrainConfig",
+    "explain",
+    "parse_config",
+]
 
 
 class GenerateConfig(ModelConfig):
@@ -188,41 +157,6 @@ class ChecklistConfig(CallConfig):
     items: int = Field(8, ge=2, le=20, title="At most items", description="essential and additional together")
 
 
-class DpoConfig(ModelConfig):
-    """Direct preference optimisation with LoRA (paper.md, section 4)."""
-
-    kind: ClassVar[str] = "dpo"
-
-    dataset: str = Field(min_length=1, title="Data set", description="the name of a frozen data set")
-    name: str = Field("", max_length=80, title="Adapter's name", description="empty: made from the job")
-    beta: float = Field(0.1, gt=0.0, le=10.0, title="β", description="strength of the pull to the reference")
-    learning_rate: float = Field(5e-5, gt=0.0, le=1.0, title="Learning rate")
-    epochs: float = Field(3.0, gt=0.0, le=100.0, title="Epochs")
-    max_steps: int = Field(-1, ge=-1, le=10_000_000, title="At most steps", description="-1: as epochs say")
-    batch_size: int = Field(8, ge=1, le=1024, title="Pairs a batch", description="on the device at once")
-    accumulation: int = Field(
-        16, ge=1, le=1024, title="Accumulation", description="batches a step: 8 × 16 = 128, as in the paper"
-    )
-    lora_r: int = Field(128, ge=1, le=1024, title="LoRA rank")
-    lora_alpha: int = Field(256, ge=1, le=4096, title="LoRA alpha")
-    lora_dropout: float = Field(0.05, ge=0.0, lt=1.0, title="LoRA dropout")
-    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0, title="Warm-up", description="share of the steps")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", title="Schedule")
-    weight_decay: float = Field(0.0, ge=0.0, le=1.0, title="Weight decay")
-    gradient_checkpointing: bool = Field(
-        False, title="Gradient checkpointing", description="less memory, slower: for large models"
-    )
-    shared_prefix: bool = Field(
-        True,
-        title="One sequence a pair",
-        description="image and prompt once for both answers: the same numbers, faster; off: TRL's way",
-    )
-    evaluations: int = Field(
-        4, ge=0, le=100, title="Held-out evaluations", description="spread over the run; 0: none"
-    )
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed")
-
-
 class ServeConfig(ModelConfig):
     """The chat's resident model: a base and any number of its adapters."""
 
@@ -234,29 +168,56 @@ class ServeConfig(ModelConfig):
     )
 
 
-KINDS: dict[str, type[JobConfig]] = {
-    model.kind: model for model in (GenerateConfig, ChecklistConfig, JudgeConfig, DpoConfig, ServeConfig)
-}
+class MergeConfig(ModelConfig):
+    """Merge an adapter into its base: full weights that load with plain `from_pretrained`."""
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "dpo": {
-        # paper.md, section 4: the table of hyperparameters; bf16 as there.
-        "paper": {"dtype": "bfloat16", "gradient_checkpointing": True},
-        # About two minutes on 2 cores with the demo VLM: see docs/log.md.
-        "demo": {
-            "learning_rate": 2e-4,
-            "epochs": 1.0,
-            "max_steps": 30,
-            "batch_size": 8,
-            "accumulation": 1,
-            "lora_r": 16,
-            "lora_alpha": 32,
-            "lora_dropout": 0.0,
-            "warmup_ratio": 0.1,
-            "evaluations": 2,
-        },
-    },
-}
+    kind: ClassVar[str] = "merge"
+
+    adapter: int = Field(title="Adapter", description="id of an adapter of this base")
+    name: str = Field(
+        "",
+        max_length=80,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        title="Name",
+        description="of the folder below models/merged; empty: made from the adapter's",
+    )
+
+
+class PushConfig(JobConfig):
+    """Upload an adapter with its card, or merged weights, to a hub."""
+
+    kind: ClassVar[str] = "push"
+    device_kind: ClassVar[Literal["device", "network"]] = "network"
+
+    adapter: int | None = Field(None, title="Adapter", description="id; or name merged weights below")
+    merged: str = Field("", title="Merged weights", description="the name of a folder below models/merged")
+    repository: str = Field(
+        min_length=3, max_length=96, title="Repository", description="owner/name; made where it isn't there"
+    )
+    private: bool = Field(True, title="Private")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> PushConfig:
+        if (self.adapter is None) == (not self.merged):
+            raise ValueError("give either an adapter or the name of merged weights")
+        return self
+
+
+#: The trainings, in the order of the paper's table.
+TRAININGS: tuple[type[TrainConfig], ...] = (DpoConfig, SteerlmConfig, RejectionConfig, SftConfig)
+
+_ALL: tuple[type[JobConfig], ...] = (
+    GenerateConfig,
+    ChecklistConfig,
+    JudgeConfig,
+    *TRAININGS,
+    ServeConfig,
+    MergeConfig,
+    PushConfig,
+)
+KINDS: dict[str, type[JobConfig]] = {model.kind: model for model in _ALL}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = TRAINING_PRESETS
 
 
 def parse_config(kind: str, values: dict[str, Any]) -> JobConfig:

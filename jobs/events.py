@@ -10,6 +10,7 @@ from storage import jobs as store
 from storage.adapters import add_adapter, keep_adapter
 from storage.candidates import add_generated
 from storage.checklists import add_checklist, checklist_exists
+from storage.checkpoints import add_checkpoint_answers
 from storage.database import immediate
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
@@ -82,6 +83,8 @@ def apply(
                 job_id=job.id,
                 **{name: event[name] for name in _CHECKLIST if name in event},
             )
+        case "answers":
+            add_checkpoint_answers(db, job.id, event["step"], event["answers"])
         case "adapter":
             sha256, size = (kept or {})[event["path"]]
             add_adapter(db, job, event["name"], sha256, size, event["base_model"], event["method"])

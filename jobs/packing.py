@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from sqlite_utils import Database
 
 from jobs.configs import (
     ChecklistConfig,
-    DpoConfig,
     GenerateConfig,
     JobConfig,
     JudgeConfig,
+    MergeConfig,
+    PushConfig,
     Selection,
     ServeConfig,
+    TrainConfig,
     parse_config,
 )
 from jobs.judges import rules
 from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
-from jobs.rows import Row, checklist_row, dpo_row, generate_row, judge_row
+from jobs.packing_training import Freight, adapter_of, images_shown, pack_training
+from jobs.rows import Row, checklist_row, generate_row, judge_row
 from jobs.rubric import load_rubric, rubric_yaml
 from jobs.runs import RunFolder
 from jobs.settings import Settings
@@ -30,23 +32,11 @@ from storage.candidates import answered_by, candidates_of
 from storage.checklists import latest_checklists
 from storage.datasets import dataset_rows, get_dataset
 from storage.errors import UserError
-from storage.images import get_images
 from storage.jobs import list_jobs
 from storage.lifecycle import ENDED, JobStatus
-from storage.records import Adapter, Checklist, Dataset, Image, Message
-from storage.samples import SampleFilter, find_samples, get_samples, images_of
+from storage.records import Adapter, Checklist, Image
+from storage.samples import SampleFilter, find_samples, get_samples
 from storage.scores import judged_fully, states_by_key
-
-
-@dataclass(frozen=True)
-class Freight:
-    """What goes into the run folder beside job.json."""
-
-    rows: list[Row]
-    images: dict[str, Image] = field(default_factory=dict)
-    adapters: tuple[Adapter, ...] = ()
-    dataset: Dataset | None = None
-    files: dict[str, str] = field(default_factory=dict)  # name below data/ → text
 
 
 def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
@@ -62,12 +52,14 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
             return pack_judge(db, settings, config)
         case ChecklistConfig():
             return pack_checklist(db, settings, config)
-        case DpoConfig():
-            return _pack_dpo(db, config)
+        case TrainConfig():
+            return pack_training(db, config)
+        case MergeConfig():
+            return Freight([], adapters=(adapter_of(db, config.adapter, config.model),))
+        case PushConfig():
+            return Freight([], adapters=(get_adapter(db, config.adapter),) if config.adapter is not None else ())
         case ServeConfig():
-            adapters = tuple(get_adapter(db, adapter_id) for adapter_id in config.adapters)
-            for adapter in adapters:
-                _check_base(adapter, config.model)
+            adapters = tuple(adapter_of(db, adapter_id, config.model) for adapter_id in config.adapters)
             return Freight(rows=[], adapters=adapters)
     raise UserError(f"There is no way to freeze a job of kind {config.kind!r}.")
 
@@ -75,8 +67,7 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
 def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
     adapters: tuple[Adapter, ...] = ()
     if config.adapter is not None:
-        adapters = (get_adapter(db, config.adapter),)
-        _check_base(adapters[0], config.model)
+        adapters = (adapter_of(db, config.adapter, config.model),)
     ids = select(db, config.samples)
     if config.samples.only_missing:
         answered = answered_by(db, config.model, config.adapter)
@@ -88,7 +79,7 @@ def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
             "widen the selection, or switch off “Only what is missing” to draw more candidates."
         )
     samples = get_samples(db, ids)
-    images = _images(db, [sample.messages for sample in samples])
+    images = images_shown(db, [sample.messages for sample in samples])
     return Freight([generate_row(sample, images) for sample in samples], images, adapters)
 
 
@@ -119,7 +110,7 @@ def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[l
         lists = {key: found for key, found in latest_checklists(db, ids).items() if found.items}
     ids = [key for key in ids if candidates[key] and (key in lists or not config.checklists)]
     samples = get_samples(db, ids)
-    images = _images(db, [sample.messages for sample in samples])
+    images = images_shown(db, [sample.messages for sample in samples])
     return [judge_row(one, candidates[one.id], images, lists.get(one.id)) for one in samples], images
 
 
@@ -184,7 +175,7 @@ def pack_checklist(db: Database, settings: Settings, config: ChecklistConfig) ->
             "Widen the selection, or switch off “Only what is missing” to write new versions."
         )
     samples = get_samples(db, ids)
-    images = _images(db, [sample.messages for sample in samples])
+    images = images_shown(db, [sample.messages for sample in samples])
     return Freight([checklist_row(sample, images) for sample in samples], images)
 
 
@@ -192,17 +183,6 @@ def check_call(settings: Settings, config: JudgeConfig | ChecklistConfig) -> Non
     """Raise UserError where the model has no price, or no key is set for its provider."""
     read_terms(settings.folder.judges).of(config.model)
     need_key(config.judge, settings)
-
-
-def _pack_dpo(db: Database, config: DpoConfig) -> Freight:
-    dataset = get_dataset(db, config.dataset)
-    frozen = dataset_rows(db, dataset.id)
-    if not any(row.split == "train" for row in frozen):
-        raise UserError(
-            f"The data set {dataset.name!r} has no pairs to train on; freeze one with pairs on the Pairs page."
-        )
-    images = _images(db, [row.row["messages"] for row in frozen])
-    return Freight([dpo_row(row, images) for row in frozen], images, dataset=dataset)
 
 
 def select(db: Database, selection: Selection) -> list[int]:
@@ -235,10 +215,6 @@ def _limited(ids: Sequence[int], selection: Selection) -> list[int]:
     return list(ids[: selection.limit] if selection.limit else ids)
 
 
-def _images(db: Database, chats: Sequence[Sequence[Message]]) -> dict[str, Image]:
-    return get_images(db, (sha256 for messages in chats for sha256 in images_of(messages)))
-
-
 def _used(rows: Sequence[Row], images: dict[str, Image]) -> dict[str, Image]:
     """The images that these rows show."""
     names = {
@@ -249,11 +225,3 @@ def _used(rows: Sequence[Row], images: dict[str, Image]) -> dict[str, Image]:
         if part["type"] == "image"
     }
     return {sha256: image for sha256, image in images.items() if image.name in names}
-
-
-def _check_base(adapter: Adapter, model: str) -> None:
-    if adapter.base_model != model:
-        raise UserError(
-            f"adapter {adapter.id} ({adapter.name}) was trained on {adapter.base_model!r}, not on {model!r}; "
-            f"set the base model to {adapter.base_model!r}."
-        )

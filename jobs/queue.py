@@ -13,7 +13,8 @@ from sqlite_utils import Database
 from jobs.configs import KINDS, ModelConfig, parse_config
 from jobs.judges import rules
 from jobs.models import check_model
-from jobs.packing import Freight, pack
+from jobs.packing import pack
+from jobs.packing_training import Freight
 from jobs.reporter import versions
 from jobs.runs import PAUSE, JobFile, RunFolder
 from jobs.settings import Settings
@@ -53,7 +54,7 @@ def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], 
             slot_kind=config.device_kind,
             device=device,
             dataset_id=freight.dataset.id if freight.dataset else None,
-            adapter_id=getattr(config, "adapter", None),
+            adapter_id=getattr(config, "adapter", getattr(config, "start_adapter", None)),
         )
         # The folder is whole before the row can be seen: a supervisor never meets half a job.
         _freeze(settings, job, freight)

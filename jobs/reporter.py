@@ -15,6 +15,7 @@ byte offset. Kinds:
                cost
     checklist  sample_id, model, instructions, state, items [{text, essential}], raw, reason, tokens_in,
                tokens_out, cost
+    answers    step, answers [{number, prompt, text, tokens, sample_id, image}]   to a training's watched items
     adapter    path (relative to the run folder), name, base_model, method, settings {…}
     endpoint   port                                   of a `serve` job, on loopback
     note       text                                   for the person who reads the run

@@ -21,7 +21,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from jobs.configs import KINDS
+from jobs.configs import KINDS, TRAININGS
 from jobs.event_file import Event, read_tail
 from jobs.events import drain
 from jobs.keys import serve_key
@@ -40,7 +40,11 @@ HAND_OVER_SECONDS = 3.0
 MOST_RESTARTS = 5  # of a job whose workers are killed
 SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
 # From the request to stop to SIGTERM; a training ends its step and writes a checkpoint first.
-GRACE_SECONDS = {"": 60.0, "dpo": 900.0, "judge": 300.0, "checklist": 300.0}  # a paid reply is waited for
+GRACE_SECONDS = {
+    "": 60.0,
+    **dict.fromkeys((config.kind for config in TRAININGS), 900.0),
+    **dict.fromkeys(("judge", "checklist"), 300.0),  # a paid reply is waited for
+}
 KILL_SECONDS = 60.0  # from SIGTERM to SIGKILL
 
 

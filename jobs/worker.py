@@ -15,7 +15,15 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from jobs.configs import ChecklistConfig, DpoConfig, GenerateConfig, JudgeConfig, ServeConfig
+from jobs.configs import (
+    ChecklistConfig,
+    GenerateConfig,
+    JudgeConfig,
+    MergeConfig,
+    PushConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from jobs.processes import DEVICE
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
@@ -44,10 +52,18 @@ def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
             from jobs.gpu.generate import generate
 
             generate(run, job, config, reporter)
-        case DpoConfig():
-            from jobs.gpu.dpo import train
+        case TrainConfig():
+            from jobs.gpu.training import train
 
             train(run, job, config, reporter)
+        case MergeConfig():
+            from jobs.gpu.merge import merge
+
+            merge(run, job, config, reporter)
+        case PushConfig():
+            from jobs.push import push
+
+            push(run, job, config, reporter)
         case ServeConfig():
             from jobs.gpu.serve import serve
 

@@ -8,7 +8,7 @@ import random
 import sqlite3
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 from sqlite_utils import Database
 
@@ -147,15 +147,17 @@ def list_datasets(db: Database) -> list[Dataset]:
     ]
 
 
-def dataset_rows(db: Database, dataset_id: int, split: Split | None = None) -> list[DatasetRow]:
-    """The frozen rows, in order, of both splits or one."""
+def dataset_rows(
+    db: Database, dataset_id: int, split: Split | None = None, kind: Literal["pair", "sample"] = "pair"
+) -> list[DatasetRow]:
+    """The frozen rows of one kind, in order, of both splits or one."""
     return [
         DatasetRow(**with_json(row, "row"))
         for row in rows(
             db,
-            "SELECT position, split, sample_id, pair_id, row FROM dataset_rows"
-            f" WHERE dataset_id = ? {'AND split = ?' if split else ''} ORDER BY position",
-            [dataset_id, *([split] if split else [])],
+            "SELECT position, split, sample_id, pair_id, row, kind FROM dataset_rows"
+            f" WHERE dataset_id = ? AND kind = ? {'AND split = ?' if split else ''} ORDER BY position",
+            [dataset_id, kind, *([split] if split else [])],
         )
     ]
 

@@ -25,11 +25,13 @@ def add_job(
     device: str | None = None,
     dataset_id: int | None = None,
     adapter_id: int | None = None,
+    sweep: int | None = None,
 ) -> Job:
     ensure_user(db, user)
     cursor = db.conn.execute(
-        "INSERT INTO jobs (kind, status, config, slot_kind, device, user, dataset_id, adapter_id, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs"
+        " (kind, status, config, slot_kind, device, user, dataset_id, adapter_id, sweep, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             kind,
             JobStatus.QUEUED,
@@ -39,6 +41,7 @@ def add_job(
             user,
             dataset_id,
             adapter_id,
+            sweep,
             now(),
         ],
     )

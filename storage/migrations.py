@@ -299,3 +299,30 @@ def m002_keep_judges_calls(db: Database) -> None:
     ]
     for statement in statements:
         db.conn.execute(statement)
+
+
+@migrations()
+def m003_keep_trainings(db: Database) -> None:
+    """Scored answers in frozen data sets, what a run answered at its checkpoints, jobs of one sweep."""
+    statements = [
+        # kind: 'pair' is a preference; 'sample' is a sample with its reference and its scored answers.
+        "ALTER TABLE dataset_rows ADD COLUMN kind TEXT NOT NULL DEFAULT 'pair' CHECK (kind IN ('pair', 'sample'))",
+        # sweep: the id of the first job of the grid that a job belongs to.
+        "ALTER TABLE jobs ADD COLUMN sweep INTEGER REFERENCES jobs(id)",
+        "CREATE INDEX jobs_by_sweep ON jobs (sweep) WHERE sweep IS NOT NULL",
+        # number: the watched item; sample_id: NULL for a text prompt; image: its picture as the model sees it,
+        # a file of the run folder.
+        """CREATE TABLE checkpoint_answers (
+            job_id INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+            step INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            sample_id INTEGER REFERENCES samples(id) ON DELETE SET NULL,
+            prompt TEXT NOT NULL,
+            image TEXT,
+            text TEXT NOT NULL,
+            tokens INTEGER NOT NULL,
+            PRIMARY KEY (job_id, step, number)
+        ) WITHOUT ROWID""",
+    ]
+    for statement in statements:
+        db.conn.execute(statement)

@@ -207,11 +207,19 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetRow:
+    """A pair, or a sample with its reference and scored answers.
+
+    A sample's row: {messages, images, reference, rater: {name, version, mode, kind} | None, answers:
+    [{candidate_id, text, helpfulness … verbosity}]}, the answers in the order of the candidates, each with all
+    five metrics, of the one judgement that decides for the sample.
+    """
+
     position: int
     split: Split
     sample_id: int
     pair_id: int | None
     row: dict[str, Any]
+    kind: Literal["pair", "sample"] = "pair"
 
 
 @dataclass(frozen=True)
@@ -235,6 +243,21 @@ class Job:
     created_at: str
     started_at: str | None
     ended_at: str | None
+    sweep: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointAnswer:
+    """A watched item's greedy answer at one step of a run; step 0 is before training."""
+
+    job_id: int
+    step: int
+    number: int
+    sample_id: int | None
+    prompt: str
+    image: str | None
+    text: str
+    tokens: int
 
 
 @dataclass(frozen=True)

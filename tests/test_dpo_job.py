@@ -133,9 +133,9 @@ def test_only_lora_moves(tmp_path: Path) -> None:
 
     from jobs.configs import DpoConfig
     from jobs.gpu.callbacks import Telling
-    from jobs.gpu.dpo import make_trainer
     from jobs.gpu.loading import load
-    from jobs.gpu.preferences import read_pairs
+    from jobs.gpu.material import read_material
+    from jobs.gpu.training import make_trainer
     from jobs.reporter import Reporter
 
     run = dpo_run(tmp_path / "run", FAST)
@@ -144,8 +144,8 @@ def test_only_lora_moves(tmp_path: Path) -> None:
     with Reporter(run) as reporter:
         loaded = load(config.model, "float32", torch.device("cpu"), tmp_path, reporter)
         before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-        pairs = read_pairs(run, config, loaded, rows[:8], [], True, reporter)
-        trainer = make_trainer(run, config, loaded, pairs, Telling(reporter, 0, 0), shared=True)
+        material = read_material(run, loaded, rows[:8], True, reporter)
+        trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared=True)
         start = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         trainer.train()
     after = trainer.model.get_base_model().state_dict()
@@ -232,10 +232,10 @@ def test_no_held_out_rows_is_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], "no pairs to train on"),
-        ([pair(1, [], "heldout")], "no pairs to train on (1 held-out"),
+        ([], "nothing to train on by dpo"),
+        ([pair(1, [], "heldout")], "nothing to train on by dpo (1 held-out"),
         ([{"split": "train", "pair_id": 3, "messages": tiny.ask("x")}], "Pair 3 has no chosen, rejected"),
-        ([pair(4, [], chosen="  ")], "Pair 4 has an empty chosen answer"),
+        ([pair(4, [], chosen="  ")], "Pair 4 has an empty answer (chosen)"),
         ([pair(5, ["0" * 64 + ".png"])], "is missing from the run folder"),
         ([pair(6, [], messages=[])], "Pair 6 has no messages"),
         ([pair(6, [], messages=[{"role": "assistant", "content": "x"}])], "must be the user's"),
@@ -286,8 +286,8 @@ def test_the_stock_path_makes_the_same_run(trained: RunFolder, tmp_path: Path) -
 
     run = dpo_run(tmp_path / "run", FAST)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.gpu.preferences.why_not", lambda model: "a test wants it so")
-        patch.setattr("jobs.gpu.dpo.answers_alone", contextlib.nullcontext)
+        patch.setattr("jobs.gpu.material.why_not", lambda model: "a test wants it so")
+        patch.setattr("jobs.gpu.training.answers_alone", contextlib.nullcontext)
         assert work(run.path) == 0
     assert any("the stock way: a test wants it so." in event["text"] for event in tiny.events(run, "note"))
     assert any("runs as one sequence" in event["text"] for event in tiny.events(trained, "note"))
@@ -307,7 +307,7 @@ def test_a_pair_that_does_not_fit_is_told_with_its_address(tmp_path: Path) -> No
     run = dpo_run(tmp_path / "run", FAST, rows)
     assert work(run.path) == 1
     reason = last_end(run)["reason"]
-    assert "1 pairs don't fit into the model's 256 tokens" in reason
+    assert "1 rows don't fit into the model's 256 tokens" in reason
     assert "pair 2 (/?sample=2) has 2" in reason
     assert not any("training" in event["text"] for event in tiny.events(run, "phase"))
 
@@ -317,7 +317,7 @@ def test_few_steps_prepare_no_more_pairs_than_they_see(tmp_path: Path) -> None:
     run = dpo_run(tmp_path / "run", {**FAST, "max_steps": 2}, rows)
     assert work(run.path) == 0
     notes = [event["text"] for event in tiny.events(run, "note")]
-    assert "2 steps see 8 of the 30 pairs, drawn by the seed." in notes
+    assert "2 steps see 8 of the 30 rows, drawn by the seed." in notes
     assert any("of 16 answers" in text for text in notes)
 
 

@@ -19,7 +19,7 @@ from storage.samples import add_sample
 from storage.scores import get_judgements, set_score
 from storage.upkeep import check
 
-LANDED = ["m001_create_tables", "m002_keep_judges_calls"]
+LANDED = ["m001_create_tables", "m002_keep_judges_calls", "m003_keep_trainings"]
 SCHEMAS = {"m001_create_tables": "fbcd94436629b250", "m002_keep_judges_calls": "462d3597a1be3c22"}
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import tiny
 from jobs.gpu.answering import end_tokens
-from jobs.gpu.collate import PreferenceCollator, PreparedCollator, as_dataset, batch_images
-from jobs.gpu.prepared import Pair, Shelf, prepare
+from jobs.gpu.collate import PreparedCollator, StockCollator, as_dataset, batch_images
+from jobs.gpu.prepared import Entry, Shelf, prepare
 from jobs.gpu.sampling import LengthBatches
 from jobs.runs import RunFolder
 
@@ -51,9 +51,9 @@ def test_batches_are_those_that_the_processor_makes(
     processor, model = processor_and_model()
     ends = end_tokens(model, processor.tokenizer)
     prepared = prepare(run, processor, ends, rows, torch.float32, True, lambda done: None)
-    stock = PreferenceCollator(run, processor, ends)
+    stock = StockCollator(run, processor, ends)
     ours = PreparedCollator(prepared, processor.tokenizer.pad_token_id, row_wise=False)
-    everything = as_dataset(rows, range(len(rows)), prepared.pairs)
+    everything = as_dataset(rows, range(len(rows)), prepared.entries)
     for places in ([0], [1, 3], [4, 0, 2], [3, 3]):
         examples = [everything[place] for place in places]
         wanted, found = stock(examples), ours(examples)
@@ -74,7 +74,7 @@ def test_no_image_is_opened_after_preparing(tmp_path: Path, monkeypatch: pytest.
     prepared = prepare(run, processor, ends, rows, torch.bfloat16, True, done.append)
     assert done == list(range(len(rows)))
     monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("an image was opened"))
-    batch = PreparedCollator(prepared, 0, row_wise=False)([{"pair": 1}, {"pair": 3}])
+    batch = PreparedCollator(prepared, 0, row_wise=False)([{"place": 1}, {"place": 3}])
     assert batch["pixel_values"].dtype == torch.bfloat16  # as the model would take it to
     assert prepared.shelf.bytes == (1 + 2 + 3) * 3 * 16 * 16 * 2  # each list of images once
 
@@ -92,7 +92,7 @@ def test_images_of_several_sizes_are_filled_up() -> None:
 
 
 def test_a_pair_knows_its_lengths() -> None:
-    pair = Pair([1] * 10, [2] * 3, [3] * 7, {}, ())
+    pair = Entry([1] * 10, ([2] * 3, [3] * 7), {}, ())
     assert (pair.length, pair.longest) == (20, 17)
 
 
@@ -126,9 +126,10 @@ def test_batches_hold_like_lengths_in_an_order_of_their_own() -> None:
 def test_the_trainer_walks_epochs_in_different_orders(tmp_path: Path) -> None:
     from jobs.configs import DpoConfig
     from jobs.gpu.callbacks import Telling
-    from jobs.gpu.dpo import Trainer, make_trainer
+    from jobs.gpu.dpo import Preferences
     from jobs.gpu.loading import load
-    from jobs.gpu.preferences import read_pairs
+    from jobs.gpu.material import read_material
+    from jobs.gpu.training import make_trainer
     from jobs.reporter import Reporter
 
     run, rows = rows_with_images(tmp_path)
@@ -144,16 +145,16 @@ def test_the_trainer_walks_epochs_in_different_orders(tmp_path: Path) -> None:
     seen: list[int] = []
     with Reporter(run) as reporter, pytest.MonkeyPatch.context() as patch:
         loaded = load(config.model, "float32", torch.device("cpu"), tmp_path, reporter)
-        pairs = read_pairs(run, config, loaded, rows, [], True, reporter)
-        trainer = make_trainer(run, config, loaded, pairs, Telling(reporter, 0, 0), shared=True)
+        material = read_material(run, loaded, rows, True, reporter)
+        trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared=True)
         collate = trainer.data_collator
 
         def watch(examples: Any) -> Any:
-            seen.append(examples[0]["pair"])
+            seen.append(examples[0]["place"])
             return collate(examples)
 
         trainer.data_collator = watch
-        patch.setattr(Trainer, "_save_checkpoint", lambda *_: None)
+        patch.setattr(Preferences, "_save_checkpoint", lambda *_: None)
         trainer.train()
     epochs = [seen[at : at + 5] for at in (0, 5, 10)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)

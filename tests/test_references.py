@@ -43,10 +43,10 @@ def nothing(*_: int) -> None:
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts forward passes: of the reference, and of all."""
-    from trl import DPOTrainer
+    from jobs.gpu.scoring import PairScorer
 
     counts = {"reference": 0, "all": 0}
-    reference, every = DPOTrainer.compute_ref_log_probs, SharedPrefix.score
+    reference, every = PairScorer.__call__, SharedPrefix.score
 
     def counted_reference(self: Any, *arguments: Any) -> Any:
         counts["reference"] += 1
@@ -56,7 +56,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["all"] += 1
         return every(self, *arguments)
 
-    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", counted_reference)
+    monkeypatch.setattr(PairScorer, "__call__", counted_reference)
     monkeypatch.setattr(SharedPrefix, "score", counted)
     return counts
 
@@ -102,9 +102,9 @@ def test_flipped_and_new_pairs_of_known_answers_compute_nothing_again(
 
 def test_a_run_that_is_stopped_keeps_what_it_computed(tmp_path: Path, forwards: dict[str, int]) -> None:
     run = dpo_run(tmp_path / "one", FAST)
-    from trl import DPOTrainer
+    from jobs.gpu.scoring import PairScorer
 
-    compute = DPOTrainer.compute_ref_log_probs
+    compute = PairScorer.__call__
 
     def then_stop(self: Any, *arguments: Any) -> Any:
         found = compute(self, *arguments)
@@ -113,7 +113,7 @@ def test_a_run_that_is_stopped_keeps_what_it_computed(tmp_path: Path, forwards: 
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DPOTrainer, "compute_ref_log_probs", then_stop)
+        patch.setattr(PairScorer, "__call__", then_stop)
         assert work(run.path) == 0
     assert last_end(run)["status"] == "stopped"
     assert take(forwards)["reference"] == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from jobs.configs import TrainConfig
 from jobs.reporter import Reporter, Stopped
 from storage.errors import PlumbError
 
@@ -40,29 +41,30 @@ def evaluation_steps(steps: int, times: int) -> frozenset[int]:
 
 
 class Telling(TrainerCallback):
-    """Metrics, progress, evaluation points, and the stop.
+    """Metrics, progress, evaluation points with their checkpoints, and the stop.
 
     Args:
-        evaluations: how many evaluations to spread over the run.
-        held_out: how many held-out pairs there are; 0 means no evaluation.
+        held_out: how many held-out rows there are; 0 means no evaluation.
     """
 
-    def __init__(self, reporter: Reporter, evaluations: int, held_out: int) -> None:
+    def __init__(self, reporter: Reporter, config: TrainConfig, held_out: int) -> None:
         self._reporter = reporter
-        self._times = evaluations if held_out else 0
+        self._config = config
+        self._held_out = held_out
         self._points: frozenset[int] = frozenset()
         self.stopped = False
         self.last: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._points = evaluation_steps(state.max_steps, self._times)
+        self._points = evaluation_steps(state.max_steps, self._config.evaluations)
         self._reporter.phase("training")
         self._reporter.progress(state.global_step, state.max_steps, "steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._reporter.progress(state.global_step, state.max_steps, "steps")
         if state.global_step in self._points:
-            control.should_evaluate = True
+            control.should_evaluate = self._held_out > 0
+            control.should_save = self._config.keep_checkpoints > 0 and state.global_step < state.max_steps
         if state.global_step < state.max_steps and self._reporter.stop_requested():
             self.stopped = True
             control.should_evaluate = False

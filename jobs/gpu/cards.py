@@ -99,3 +99,7 @@ def table(values: Mapping[str, Any], head: str) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"| {key} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def training_card(run: Any, job: JobFile, config: Any, name: str, metrics: Mapping[str, float]) -> str:
+    return dpo_card(job, config, name, {}, metrics)

@@ -10,58 +10,60 @@ from typing import Any
 import torch
 
 from jobs.gpu.frames import answer_frame, answer_ids
-from jobs.gpu.prepared import Pair, PreparedPairs, Tensors
+from jobs.gpu.prepared import Entry, Prepared, Tensors, answer_names, label
 from jobs.gpu.prompts import check_messages, encode, from_run, image_names, lengths
 from jobs.runs import RunFolder
 from storage.errors import UserError
 
 
-def check_pairs(run: RunFolder, rows: Sequence[dict[str, Any]]) -> None:
+def check_rows(run: RunFolder, rows: Sequence[dict[str, Any]]) -> None:
     """Refuse rows that can't be trained on, before the model is loaded.
 
     Raises:
-        UserError: a field is missing or empty, or an image isn't there; the text names pair and field.
+        UserError: a field is missing or empty, or an image isn't there; the text names row and field.
     """
     for place, row in enumerate(rows):
-        where = f"Pair {row.get('pair_id', f'in row {place}')}"
-        missing = [field for field in ("split", "messages", "chosen", "rejected") if field not in row]
+        known = {"pair_id", "sample_id"} & row.keys()
+        where = label(row).capitalize() if known else f"Row {place}"
+        missing = [field for field in ("split", "messages", *answer_names(row)) if field not in row]
         if missing:
             raise UserError(f"{where} has no {', '.join(missing)}; freeze the data set again.")
         check_messages(row["messages"], where)
-        for field in ("chosen", "rejected"):
+        for field in answer_names(row):
             if not isinstance(row[field], str) or not row[field].strip():
-                raise UserError(f"{where} has an empty {field} answer; leave it out and freeze again.")
+                raise UserError(f"{where} has an empty answer ({field}); leave it out and freeze again.")
         for name in image_names(row["messages"]):
             if not run.image(name).is_file():
                 raise UserError(f"{where}: the image {name} is missing from the run folder; submit it again.")
 
 
-def as_dataset(rows: Sequence[dict[str, Any]], places: Sequence[int], pairs: Sequence[Pair]) -> Any:
-    """The rows at `places` as a `datasets.Dataset`; `pair` is the place, batches are grouped by `length`.
+def as_dataset(rows: Sequence[dict[str, Any]], places: Sequence[int], entries: Sequence[Entry]) -> Any:
+    """The rows at `places` as a `datasets.Dataset`; `place` is theirs, batches are grouped by `length`.
+
+    All of them are pairs, or all have one answer.
 
     Messages are JSON, since Arrow fills every missing key of a part with None. TRL recognises a vision data set by
     its column `images`.
     """
     from datasets import Dataset, Features, List, Value
 
+    answers = answer_names(rows[places[0]]) if places else ()
     return Dataset.from_list(
         [
             {
                 "images": image_names(row["messages"]),
                 "messages": json.dumps(row["messages"], ensure_ascii=False),
-                "chosen": row["chosen"],
-                "rejected": row["rejected"],
-                "pair": place,
-                "length": pairs[place].length,
+                **{name: row[name] for name in answers},
+                "place": place,
+                "length": entries[place].length,
             }
             for row, place in ((rows[place], place) for place in places)
         ],
         features=Features(
             images=List(Value("string")),
             messages=Value("string"),
-            chosen=Value("string"),
-            rejected=Value("string"),
-            pair=Value("int64"),
+            **{name: Value("string") for name in answers},
+            place=Value("int64"),
             length=Value("int64"),
         ),
     )
@@ -71,36 +73,40 @@ def as_dataset(rows: Sequence[dict[str, Any]], places: Sequence[int], pairs: Seq
 class PreparedCollator:
     """B prepared pairs → 2B right-padded rows, chosen over rejected, with the images once a pair.
 
-    Examples carry `pair`, a place among the prepared pairs, and maybe the reference's log-probabilities.
+    B rows with one answer each → B rows. Examples carry `place`, theirs among the prepared entries, and maybe the
+    reference's log-probabilities.
     """
 
-    prepared: PreparedPairs
+    prepared: Prepared
     pad: int
     row_wise: bool
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, completion_mask of shape (2B, longest) and the images' tensors."""
-        pairs = [self.prepared.pairs[example["pair"]] for example in examples]
-        rows = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
-        starts = [len(pair.prompt) for pair in pairs] * 2
+        entries = [self.prepared.entries[example["place"]] for example in examples]
+        sides = len(entries[0].answers)
+        rows = [entry.prompt + entry.answers[side] for side in range(sides) for entry in entries]
+        starts = [len(entry.prompt) for entry in entries] * sides
         batch: dict[str, Any] = dict(pad_rows(rows, starts, self.pad))
-        for name in sorted({name for pair in pairs for name in pair.kinds}):
+        for name in sorted({name for entry in entries for name in entry.kinds}):
             whole = torch.zeros_like(batch["input_ids"])
-            for place, pair in enumerate(pairs * 2):
-                kinds = pair.kinds.get(name, [])
+            for place, entry in enumerate(entries * sides):
+                kinds = entry.kinds.get(name, [])
                 whole[place, : len(kinds)] = torch.tensor(kinds, dtype=torch.long)
             batch[name] = whole
         shelf = self.prepared.shelf
         batch.update(
-            batch_images([shelf.get(pair.images) if pair.images else {} for pair in pairs], self.row_wise)
+            batch_images([shelf.get(entry.images) if entry.images else {} for entry in entries], self.row_wise)
         )
         batch.update(references_of(examples))
         return batch
 
 
 @dataclass
-class PreferenceCollator:
+class StockCollator:
     """The stock path's: B pairs → 2B right-padded rows, chosen over rejected, with the images for both halves.
+
+    B rows with one answer each → B rows.
 
     Other than TRL's own collator, images are opened here, one batch at a time, and processed once for both
     halves; text-only rows may stand beside rows with images; what users write never becomes a control token;
@@ -112,7 +118,8 @@ class PreferenceCollator:
     ends: frozenset[int]
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns input_ids, attention_mask, completion_mask of shape (2B, longest) and the images' tensors."""
+        """Returns as `PreparedCollator`, with the images for each answer."""
+        sides = answer_names(examples[0])
         conversations = [from_run(self.run, json.loads(example["messages"])) for example in examples]
         batch = encode(self.processor, conversations)
         sizes = lengths(batch)
@@ -120,27 +127,27 @@ class PreferenceCollator:
         frames = [answer_frame(self.processor, messages, self.ends) for messages in conversations]
         answers = [
             answer_ids(self.processor, example[side], frame)
-            for side in ("chosen", "rejected")
+            for side in sides
             for example, frame in zip(examples, frames, strict=True)
         ]
-        rows = [prompt + answer for prompt, answer in zip(prompts * 2, answers, strict=True)]
-        starts = [len(prompt) for prompt in prompts * 2]
+        rows = [prompt + answer for prompt, answer in zip(prompts * len(sides), answers, strict=True)]
+        starts = [len(prompt) for prompt in prompts * len(sides)]
         collated: dict[str, Any] = dict(pad_rows(rows, starts, self.processor.tokenizer.pad_token_id))
         longest = collated["input_ids"].shape[1]
         for name, value in batch.items():
             if name not in collated:
-                collated[name] = self._twice(name, value, batch, longest)
+                collated[name] = self._repeated(name, value, batch, longest, len(sides))
         collated.update(references_of(examples))
         return collated
 
-    def _twice(self, name: str, value: Any, batch: dict[str, Any], longest: int) -> Any:
-        """Images' tensors once for each half; what has one entry a token is moved along with the tokens."""
+    def _repeated(self, name: str, value: Any, batch: dict[str, Any], longest: int, times: int) -> Any:
+        """Images' tensors once for each answer; what has one entry a token is moved along with the tokens."""
         if not isinstance(value, torch.Tensor):
-            return list(value) * 2
+            return list(value) * times
         if value.shape != batch["input_ids"].shape:
-            return torch.cat([value, value])
-        moved = value.new_zeros(2 * len(value), longest)  # token types: 0 is text, as answers are
-        for place, size in enumerate(lengths(batch) * 2):
+            return torch.cat([value] * times)
+        moved = value.new_zeros(times * len(value), longest)  # token types: 0 is text, as answers are
+        for place, size in enumerate(lengths(batch) * times):
             moved[place, :size] = value[place % len(value), -size:]
         return moved
 

@@ -10,7 +10,8 @@ from jobs.configs import GenerateConfig
 from jobs.event_file import read_events
 from jobs.gpu.answering import Answerer
 from jobs.gpu.decoding import Sampling
-from jobs.gpu.loading import Loaded, claim_device, load
+from jobs.gpu.devices import claim_device
+from jobs.gpu.loading import Loaded, load_for
 from jobs.gpu.lora import attach, frozen_adapter, speaking
 from jobs.gpu.prompts import check_messages, chunks, encode, from_run, lengths
 from jobs.reporter import Reporter
@@ -38,7 +39,7 @@ def generate(run: RunFolder, job: JobFile, config: GenerateConfig, reporter: Rep
     reporter.progress(len(rows) - len(waiting), len(rows), "samples")
     if not waiting:
         return
-    loaded = load(config.model, config.dtype, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
     model, speaker = loaded.model, None
     if config.adapter is not None:
         found = frozen_adapter(run, config.adapter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,24 +30,26 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One pair: ids of its prompt and of its answers, each with what the template puts around it."""
+class Entry:
+    """One prompt and its answers, as ids, each with what the template puts around it.
+
+    A pair has its chosen and its rejected answer, in this order; a row of supervised fine-tuning has one.
+    """
 
     prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
+    answers: tuple[list[int], ...]
     kinds: dict[str, list[int]]  #: more that the processor gives for each token of the prompt; 0 for answers
     images: tuple[str, ...]  #: the names of its images, a key of the shelf
 
     @property
     def length(self) -> int:
-        """Tokens of the pair as one packed row."""
-        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+        """Tokens of the entry as one packed row."""
+        return len(self.prompt) + sum(map(len, self.answers))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer of its two sequences: what the model's context must hold."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+        """Tokens of the longest of its sequences: what the model's context must hold."""
+        return len(self.prompt) + max(map(len, self.answers))
 
 
 class Shelf:
@@ -100,10 +102,10 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class PreparedPairs:
-    """The rows' pairs in their order, and their images."""
+class Prepared:
+    """The rows' entries in their order, and their images."""
 
-    pairs: list[Pair]
+    entries: list[Entry]
     shelf: Shelf
 
 
@@ -115,7 +117,7 @@ def prepare(
     dtype: torch.dtype,
     keep_images: bool,
     tell: Callable[[int], None],
-) -> PreparedPairs:
+) -> Prepared:
     """Read every row once, as generation would read its prompt.
 
     Args:
@@ -127,7 +129,7 @@ def prepare(
         UserError: an image can't be read.
     """
     shelf = Shelf(run.path, dtype)
-    pairs: list[Pair] = []
+    entries: list[Entry] = []
     for place, row in enumerate(rows):
         tell(place)
         messages = from_run(run, row["messages"])
@@ -139,32 +141,43 @@ def prepare(
         images = tuple(image_names(row["messages"]))
         if keep_images and images and images not in shelf:
             shelf.put(images, {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)})
-        chosen, rejected = (answer_ids(processor, row[side], frame) for side in ("chosen", "rejected"))
-        pairs.append(Pair(ids[0].tolist(), chosen, rejected, kinds, images))
-    return PreparedPairs(pairs, shelf)
+        answers = tuple(answer_ids(processor, row[name], frame) for name in answer_names(row))
+        entries.append(Entry(ids[0].tolist(), answers, kinds, images))
+    return Prepared(entries, shelf)
+
+
+def answer_names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that hold its answers."""
+    return ("answer",) if "answer" in row else ("chosen", "rejected")
 
 
 def is_tokenwise(value: Any, ids: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == ids.shape
 
 
-def check_lengths(pairs: Sequence[Pair], rows: Sequence[dict[str, Any]], context: int | None) -> None:
-    """Refuse pairs that the model can't hold: cutting one could take image tokens away.
+def check_lengths(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], context: int | None) -> None:
+    """Refuse rows that the model can't hold: cutting one could take image tokens away.
 
     Raises:
         UserError: names them, each with the address of its sample's page.
     """
     if context is None:
         return
-    long = [(pair, row) for pair, row in zip(pairs, rows, strict=True) if pair.longest > context]
+    long = [(entry, row) for entry, row in zip(entries, rows, strict=True) if entry.longest > context]
     if not long:
         return
     named = "; ".join(
-        f"pair {row.get('pair_id', '?')} (/?sample={row.get('sample_id', '?')}) has {pair.longest}"
-        for pair, row in long[:5]
+        f"{label(row)} (/?sample={row.get('sample_id', '?')}) has {entry.longest}" for entry, row in long[:5]
     )
     more = f" and {len(long) - 5} more" if len(long) > 5 else ""
     raise UserError(
-        f"{len(long)} pairs don't fit into the model's {context} tokens, and nothing is cut: {named}{more}. "
-        "Reject them and freeze the data set again, use smaller images, or a model with a longer context."
+        f"{len(long)} rows don't fit into the model's {context} tokens, and nothing is cut: {named}{more}. "
+        "Reject their pairs and freeze the data set again, use smaller images, or a model with a longer context."
     )
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row as people know it: pair 12, sample 7."""
+    if row.get("pair_id") is not None:
+        return f"pair {row['pair_id']}"
+    return f"sample {row.get('sample_id', '?')}"

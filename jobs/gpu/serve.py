@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict
 from jobs.configs import ServeConfig
 from jobs.gpu.chat import ChatEngine
 from jobs.gpu.chat_requests import ChatRequest
-from jobs.gpu.loading import claim_device, load
+from jobs.gpu.devices import claim_device
+from jobs.gpu.loading import load_for
 from jobs.gpu.lora import attach, frozen_adapter
 from jobs.keys import SERVE_KEY
 from jobs.reporter import Reporter
@@ -53,7 +54,7 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
             f"{SERVE_KEY} is not set (or shorter than {_SHORTEST_KEY} characters): the chat's model never answers "
             "without a secret. Start it from Plumb, or set one."
         )
-    loaded = load(config.model, config.dtype, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
     found = {number: frozen_adapter(run, number) for number in config.adapters}
     names = {number: f"a{number}" for number in found}
     if found:

@@ -229,9 +229,15 @@ class SharedPrefix:
         self._model.forward = self._stock
 
     def score(self, labels: torch.Tensor, named: dict[str, Any]) -> Any:
-        """Scores of a stacked batch's labels, each of shape (2B, T − 1)."""
+        """Scores of a stacked batch's labels, each of shape (2B, T − 1).
+
+        With `alone` among the arguments the rows share nothing, and bring their own images.
+        """
         ids = named["input_ids"]
+        alone = named.pop("alone", False)
         images = images_of(named)
+        if alone:
+            return self._score_alone(labels, images, named)
         if not self.on:
             plain = {key: value for key, value in named.items() if key not in images}
             if self.images_once:
@@ -241,11 +247,36 @@ class SharedPrefix:
             images = {key: value[: len(value) // 2] for key, value in images.items()}
         layout = lay_out(ids, named["attention_mask"], labels, self._eager)
         hidden = self._hidden(ids, layout, images, named)
-        found = score_tokens(
-            hidden.flatten(0, 1)[layout.picks], self._model.get_output_embeddings(), layout.targets
-        )
-        spread = (one.new_zeros(layout.labelled.shape).masked_scatter(layout.labelled, one) for one in found)
-        return TokenScores(*spread)
+        return self._spread(hidden.flatten(0, 1)[layout.picks], layout.targets, layout.labelled)
+
+    def _score_alone(
+        self, labels: torch.Tensor, images: dict[str, torch.Tensor], named: dict[str, Any]
+    ) -> TokenScores:
+        """Rows as they are, with the vocabulary's head at what predicts the labels alone."""
+        plain = {name: value for name, value in named.items() if name not in images}
+        hidden = self._model.base_model(**plain, **self._encoded(images)).last_hidden_state
+        labelled = labels[:, 1:] != -100
+        return self._spread(hidden[:, :-1][labelled], labels[:, 1:][labelled], labelled)
+
+    def _spread(self, hidden: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> TokenScores:
+        """The scores of these targets, put where the labels are."""
+        found = score_tokens(hidden, self._model.get_output_embeddings(), targets)
+        spread = (one.new_zeros(labelled.shape).masked_scatter(labelled, one) for one in found)
+        return TokenScores(*spread, label_mask=labelled)
+
+    def _encoded(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The images as the backbone takes them; encoded here, without a gradient, where nothing there is trained.
+
+        Gradient checkpointing makes the tower's embeddings ask for gradients, which lead nowhere.
+        """
+        if not images or any(parameter.requires_grad for parameter in self._outside):
+            return dict(images)
+        with torch.no_grad():
+            return {
+                "mm_encoder_outputs": {
+                    "image": self._model.base_model.get_image_features(**images, return_dict=True)
+                }
+            }
 
     def _hidden(
         self, ids: torch.Tensor, layout: Layout, images: dict[str, torch.Tensor], named: Mapping[str, Any]
@@ -256,19 +287,12 @@ class SharedPrefix:
         if self._eager:
             dtype = self._model.get_input_embeddings().weight.dtype
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        encoded: dict[str, Any] = dict(images)
-        if images and not any(parameter.requires_grad for parameter in self._outside):
-            # Gradient checkpointing makes the tower's embeddings ask for gradients, which lead nowhere.
-            with torch.no_grad():
-                encoded = {
-                    "mm_encoder_outputs": {"image": backbone.get_image_features(**images, return_dict=True)}
-                }
         output = backbone(
             input_ids=ids.flatten()[layout.source],
             attention_mask=mask,
             position_ids=self._positions(ids, layout, images, named),
             use_cache=False,
-            **encoded,
+            **self._encoded(images),
         )
         return output.last_hidden_state
 

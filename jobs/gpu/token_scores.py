@@ -28,6 +28,7 @@ class TokenScores(ModelOutput):
     entropy: torch.Tensor | None = None
     mean_logits: torch.Tensor | None = None
     is_top1: torch.Tensor | None = None
+    label_mask: torch.Tensor | None = None
 
 
 def score_tokens(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -18,7 +18,8 @@ from jobs.judges.identity import rater_of
 from jobs.judges.prompts import checklist_prompt
 from jobs.judges.terms import ModelTerms, Terms, read_terms
 from jobs.judges.tokens import prompt_tokens
-from jobs.packing import Freight, pack
+from jobs.packing import pack
+from jobs.packing_training import Freight
 from jobs.rows import Row
 from jobs.rubric import Rubric, parse_rubric
 from jobs.settings import Settings

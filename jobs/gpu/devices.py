@@ -1,0 +1,67 @@
+"""The device of a job, and what it can compute in."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from storage.errors import UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def claim_device(name: str) -> torch.device:
+    """The device that job.json names, made the only one of its kind that this process sees.
+
+    TRL's trainer takes every visible GPU; hiding the others, before CUDA wakes up, keeps a job to its slot.
+    "auto" (a run folder that was moved to another machine) takes the first GPU, else the CPU.
+
+    Raises:
+        UserError: torch doesn't see it.
+    """
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        raise UserError("The device 'mps' isn't there: torch sees no Apple GPU. Use cpu.")
+    family, _, number = name.partition(":")
+    if family != "cuda" or not (number or "0").isdecimal():
+        raise UserError(f"Unknown device {name!r}; use cpu, cuda:0, cuda:1 … or mps.")
+    index = int(number or "0")
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= seen:
+        raise UserError(
+            f"The device {name!r} isn't there: torch {torch.__version__} sees {seen} CUDA devices. "
+            "Use cpu, or install a CUDA build of torch and check the driver with nvidia-smi."
+        )
+    if torch.cuda.is_initialized():
+        return torch.device("cuda", index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(os.environ.get("CUDA_VISIBLE_DEVICES"), index)
+    return torch.device("cuda", 0)
+
+
+def visible_device(visible: str | None, index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for the device that is `index` among the `visible` ones."""
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    return names[index] if index < len(names) else str(index)
+
+
+def check_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The dtype as torch's, or "auto".
+
+    Raises:
+        UserError: the device can't compute in it.
+    """
+    if dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"Unknown precision {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise UserError("dtype 'float16' is not for the CPU: it overflows and is slow. Use bfloat16 or float32.")
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("dtype 'bfloat16' is not supported by this GPU. Use float16 or float32.")
+    return DTYPES[dtype]
