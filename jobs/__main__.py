@@ -1,4 +1,4 @@
-"""`python -m jobs`: submit, list, show, stop, supervise. The same functions as the pages."""
+"""`python -m jobs`: submit, sweep, list, show, stop, supervise. The same functions as the pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import queue
+from jobs import queue, sweeps
 from jobs.settings import Settings, load_settings, local_user
 from jobs.supervisor import supervise as run_supervisor
 from storage import jobs as store
@@ -43,6 +43,30 @@ def submit(
     with session(settings.folder) as db:
         job = queue.submit(db, settings, kind, config, local_user())
         echo(job, as_json, f"job {job.id} ({job.kind}) is queued, number {store.queue_position(db, job)}")
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help='JSON: {"kind": "dpo", "config": {…}, "sweep": {"beta": [0.1, 0.3]}}; - for standard input'
+        ),
+    ],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a training for each combination of several settings; none, unless all can be."""
+    settings = opened(data)
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
+    kind, config, grid = read_sweep(text, str(file))
+    with session(settings.folder) as db:
+        jobs = sweeps.submit_sweep(db, settings, kind, config, grid, local_user())
+    if as_json:
+        print(json.dumps([dataclasses.asdict(job) for job in jobs], ensure_ascii=False))
+        return
+    for job in jobs:
+        print(f"job {job.id} ({job.kind}) is queued: {job.config['name']}")
 
 
 @app.command("list")
@@ -112,16 +136,35 @@ def read_submission(text: str, name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: it is not JSON of that shape.
     """
+    kind, config, _ = _read(text, name, "generate | judge | dpo | serve", ())
+    return kind, config
+
+
+def read_sweep(text: str, name: str) -> tuple[str, dict[str, Any], dict[str, list[Any]]]:
+    """(kind, config, grid) of a sweep.
+
+    Raises:
+        UserError: it is not JSON of that shape.
+    """
+    kind, config, rest = _read(text, name, "dpo | steerlm | rejection | sft", ("sweep",))
+    grid = rest.get("sweep")
+    if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
+        raise UserError(f'{name} must hold "sweep": {{"beta": [0.1, 0.3], …}}, a list of values for each setting.')
+    return kind, config, grid
+
+
+def _read(text: str, name: str, kinds: str, more: tuple[str, ...]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     try:
         loaded = json.loads(text)
     except ValueError as error:
         raise UserError(f"{name} is not JSON ({error}).") from error
     if not isinstance(loaded, dict) or not isinstance(loaded.get("kind"), str):
-        raise UserError(f'{name} must hold {{"kind": "generate | judge | dpo | serve", "config": {{…}}}}.')
+        raise UserError(f'{name} must hold {{"kind": "{kinds}", "config": {{…}}}}.')
     config = loaded.get("config", {})
-    if not isinstance(config, dict) or loaded.keys() - {"kind", "config"}:
-        raise UserError(f'{name} must hold "kind" and "config" and nothing else; config is an object.')
-    return loaded["kind"], config
+    if not isinstance(config, dict) or loaded.keys() - {"kind", "config", *more}:
+        known = " and ".join(f'"{key}"' for key in ("kind", "config", *more))
+        raise UserError(f"{name} must hold {known} and nothing else; config is an object.")
+    return loaded["kind"], config, {key: loaded[key] for key in more if key in loaded}
 
 
 def echo(job: Job, as_json: bool, text: str) -> None:

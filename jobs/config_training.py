@@ -225,6 +225,12 @@ class SteerlmConfig(SupervisedConfig):
 
     kind: ClassVar[str] = "steerlm"
 
+    shared_prefix: bool = Field(
+        True,
+        title="One sequence a sample",
+        description="a sample's answers in one batch, image and question once for all of them: faster",
+    )
+
 
 class RejectionConfig(SupervisedConfig):
     """The best of each sample's answers: rejection sampling (paper.md, section 4)."""

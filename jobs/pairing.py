@@ -82,12 +82,13 @@ def quality(score: Score, metrics: Sequence[str] = QUALITY) -> int:
 
 
 def deciding_judgement(
-    sample: ScoredSample, raters: str, judge: tuple[str, str, str] | None = None
+    sample: ScoredSample, raters: str, judge: tuple[str, str, str] | None = None, least: int = 2
 ) -> Judgement | None:
     """Whose scores count for this sample: the latest that scores at least two candidates completely.
 
     Args:
         judge: the one judge whose scores count among judges'; None: any.
+        least: how many candidates it must score; a pair needs two.
 
     A person who has scored only part of the candidates decides nothing yet: the scales of two raters are not
     mixed within a sample.
@@ -97,7 +98,7 @@ def deciding_judgement(
         usable = [
             judgement
             for judgement in latest_ok(sample.judgements)
-            if judgement.rater.kind == kind and sum(score.complete for score in judgement.scores) >= 2
+            if judgement.rater.kind == kind and sum(score.complete for score in judgement.scores) >= least
             if kind == "person" or judge in (None, _name(judgement.rater))
         ]
         if usable:

@@ -41,7 +41,7 @@ def spawn_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
 
 
 def worker_environment(folder: DataFolder, job: Job) -> dict[str, str]:
-    """The environment of a worker: it sees its own device as `cuda:0`, or none."""
+    """The environment of a worker: it sees its own devices as `cuda:0`, `cuda:1` …, or none."""
     environment = dict(os.environ)
     switch_off(environment)
     environment["PYTHONUNBUFFERED"] = "1"
@@ -50,17 +50,19 @@ def worker_environment(folder: DataFolder, job: Job) -> dict[str, str]:
     if job.kind == "serve":
         environment[SERVE_KEY] = serve_key(folder, job.id)
     if job.slot_kind == "device":
-        slot = job.slot or "cpu"
-        if slot.startswith("cuda:"):
+        slots = job.slots or ("cpu",)
+        if all(slot.startswith("cuda:") for slot in slots):
             visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-            number = int(slot.removeprefix("cuda:"))
-            environment["CUDA_VISIBLE_DEVICES"] = visible[number] if visible != [""] else str(number)
+            numbers = [int(slot.removeprefix("cuda:")) for slot in slots]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+                visible[number] if visible != [""] else str(number) for number in numbers
+            )
             # nvidia-smi counts by bus, CUDA by speed unless told otherwise.
             environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-            environment[DEVICE] = "cuda:0"
+            environment[DEVICE] = ",".join(f"cuda:{place}" for place in range(len(slots)))
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ""
-            environment[DEVICE] = slot
+            environment[DEVICE] = slots[0]
     return environment
 
 

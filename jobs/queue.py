@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import KINDS, ModelConfig, parse_config
+from jobs.configs import KINDS, JobConfig, ModelConfig, TrainConfig, parse_config
 from jobs.judges import rules
 from jobs.models import check_model
 from jobs.packing import pack
 from jobs.packing_training import Freight
+from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate, wanted
 from jobs.reporter import versions
 from jobs.runs import PAUSE, JobFile, RunFolder
 from jobs.settings import Settings
@@ -31,6 +33,15 @@ RESUMABLE = frozenset(kind for kind, config in KINDS.items() if config.resumable
 PAUSABLE = frozenset(kind for kind, config in KINDS.items() if config.pausable)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A job that was checked and packed, and is not queued yet."""
+
+    config: JobConfig
+    device: str | None
+    freight: Freight
+
+
 def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], user: str) -> Job:
     """Check, freeze and queue a job, and see to it that a supervisor is there.
 
@@ -38,27 +49,68 @@ def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], 
         UserError: a value is out of bounds; the model or device is unknown; there is nothing to do.
         NotFound: the data set or the adapter is not there.
     """
-    config = parse_config(kind, values)
+    job = enqueue(db, settings, prepare(db, settings, parse_config(kind, values)), user)
+    ensure_supervisor(settings)
+    return job
+
+
+def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freight | None = None) -> Prepared:
+    """Check a job's configuration and pack what it names; nothing is written.
+
+    Args:
+        freight: of a job that differs in nothing that rows depend on; without it the job is packed.
+
+    Raises:
+        UserError: the model or device is unknown; there is nothing to do.
+        NotFound: the data set or the adapter is not there.
+    """
     device = None
     if isinstance(config, ModelConfig):
         device = check_device(config.device, settings)
         # A worker runs in another folder than the one who asks: a relative path means something there only.
         config = config.model_copy(update={"model": check_model(config.model)})
-    freight = pack(db, settings, config)
+    file = check_processes(config, settings) if isinstance(config, TrainConfig) else None
+    freight = freight or pack(db, settings, config)
+    if file is not None:
+        freight = replace(freight, files={**freight.files, ACCELERATE_FILE: file.text})
+    return Prepared(config, device, freight)
+
+
+def enqueue(
+    db: Database,
+    settings: Settings,
+    prepared: Prepared,
+    user: str,
+    *,
+    sweep: int | None = None,
+    begins_sweep: bool = False,
+) -> Job:
+    """Freeze and queue a prepared job; a supervisor is the caller's to see to.
+
+    Args:
+        sweep: the id of the first job of its grid.
+        begins_sweep: it is that first job.
+
+    Raises:
+        UserError: its run folder cannot be written.
+    """
+    config, freight = prepared.config, prepared.freight
     with immediate(db):
         job = store.add_job(
             db,
-            kind=kind,
+            kind=config.kind,
             config=config.model_dump(mode="json"),
             user=user,
             slot_kind=config.device_kind,
-            device=device,
+            device=prepared.device,
             dataset_id=freight.dataset.id if freight.dataset else None,
             adapter_id=getattr(config, "adapter", getattr(config, "start_adapter", None)),
+            sweep=sweep,
         )
+        if begins_sweep:
+            job = store.begin_sweep(db, job.id)
         # The folder is whole before the row can be seen: a supervisor never meets half a job.
         _freeze(settings, job, freight)
-    ensure_supervisor(settings)
     return job
 
 
@@ -148,6 +200,20 @@ def check_device(device: str | None, settings: Settings) -> str | None:
             "(set by --devices or PLUMB_DEVICES). Choose one of them, or leave the field empty."
         )
     return device
+
+
+def check_processes(config: TrainConfig, settings: Settings) -> AccelerateFile | None:
+    """See that this Plumb has the devices that a training asks for; returns accelerate's configuration, if any.
+
+    Raises:
+        UserError: it doesn't, or the file starts another number of processes.
+    """
+    if not config.accelerate_config:
+        wanted(config.device, config.processes, settings.devices)
+        return None
+    file = check_accelerate(Path(config.accelerate_config), config.processes)
+    wanted(config.device, config.processes // file.machines, settings.devices)
+    return file
 
 
 def _freeze(settings: Settings, job: Job, freight: Freight) -> None:

@@ -25,6 +25,7 @@ from jobs.configs import KINDS, TRAININGS
 from jobs.event_file import Event, read_tail
 from jobs.events import drain
 from jobs.keys import serve_key
+from jobs.placement import Wanted, wanted_by
 from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker, start_time
 from jobs.runs import RunFolder
 from jobs.settings import Settings
@@ -34,6 +35,8 @@ from storage.errors import Conflict, DatabaseBusy, PlumbError
 from storage.folder import DataFolder
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
+
+SlotKind = Literal["device", "network"]
 
 POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 3.0
@@ -167,8 +170,10 @@ class Supervisor:
             self._watch(db, attempt)
         self._refuse_impossible(db)
         self._make_room(db)
-        for slot_kind, slot in self._free_slots(db):
-            self._start_next(db, slot_kind, slot)
+        slot_kinds: tuple[SlotKind, ...] = ("device", "network")
+        for slot_kind in slot_kinds:
+            while self._start_next(db, slot_kind):
+                pass
 
     # watching ---------------------------------------------------------------------------------------------
 
@@ -255,64 +260,77 @@ class Supervisor:
 
     # starting ---------------------------------------------------------------------------------------------
 
-    def _free_slots(self, db: Database) -> list[tuple[Literal["device", "network"], str]]:
-        taken = {job.slot for job in store.active_jobs(db)}
+    def _free_slots(self, db: Database, slot_kind: SlotKind) -> list[str]:
+        taken = {slot for job in store.active_jobs(db) for slot in job.slots}
         network = [f"network-{number}" for number in range(self._settings.network_slots)]
-        free: list[tuple[Literal["device", "network"], str]] = [
-            ("device", name) for name in self._settings.devices if name not in taken
-        ]
-        return free + [("network", name) for name in network if name not in taken]
+        there = self._settings.devices if slot_kind == "device" else network
+        return [name for name in there if name not in taken]
 
-    def _start_next(self, db: Database, slot_kind: Literal["device", "network"], slot: str) -> None:
+    def _wanted(self, job: Job) -> Wanted:
+        return wanted_by(job, RunFolder(self._folder.run(job.id)), self._settings.devices)
+
+    def _start_next(self, db: Database, slot_kind: SlotKind) -> bool:
+        """Start the oldest job for which there is room; False where there is none."""
         with immediate(db):
-            job = store.claim_next(db, slot_kind, slot)
+            free = self._free_slots(db, slot_kind)
+            job = store.claim_next(db, slot_kind, *free, wanted=self._wanted if slot_kind == "device" else None)
             if job is None:
-                return
+                return False
             attempt = store.start_attempt(db, job.id)
         try:
             child = spawn_worker(self._folder, job)
         except Exception as error:  # whatever it is, it is this job's trouble and not the queue's
-            reason = f"The worker cannot be started on {slot} ({type(error).__name__}: {error})."
+            reason = f"The worker cannot be started on {job.slot} ({type(error).__name__}: {error})."
             with immediate(db):
                 store.end_attempt(db, attempt.id, JobStatus.FAILED, reason)
                 store.move(db, job.id, JobStatus.FAILED, reason)
             log(f"job {job.id}: {reason}")
-            return
+            return True
         self._children[attempt.id] = child
         if (started := start_time(child.pid)) is not None:  # before it speaks: one that hangs can be ended
             store.identify(db, attempt.id, child.pid, started, child.pid)
-        log(f"job {job.id} ({job.kind}) starts on {slot} as process {child.pid}")
+        log(f"job {job.id} ({job.kind}) starts on {job.slot} as process {child.pid}")
+        return True
 
     def _refuse_impossible(self, db: Database) -> None:
-        """A job for a device that is gone would wait for ever and keep the supervisor waiting."""
-        for job in store.list_jobs(db, statuses=[JobStatus.QUEUED]):
-            if job.device is not None and job.device not in self._settings.devices:
+        """A job for devices that are gone would wait for ever and keep the supervisor waiting."""
+        for job in store.queued_jobs(db, "device"):
+            try:
+                self._wanted(job)
+                if job.device is None or job.device in self._settings.devices:
+                    continue
                 reason = (
                     f"device = {job.device!r} is not there any more; Plumb has "
                     f"{', '.join(self._settings.devices)}. Submit it again for one of them."
                 )
-                store.move(db, job.id, JobStatus.FAILED, reason)
-                log(f"job {job.id}: {reason}")
+            except PlumbError as error:
+                reason = str(error)
+            store.move(db, job.id, JobStatus.FAILED, reason)
+            log(f"job {job.id}: {reason}")
 
     def _make_room(self, db: Database) -> None:
-        """Ask an idle chat model to leave where a job waits for its device."""
-        waiting = [job for job in store.list_jobs(db, statuses=[JobStatus.QUEUED]) if job.slot_kind == "device"]
+        """Ask idle chat models to leave where a job waits for their devices, and that is all it waits for."""
+        waiting = store.queued_jobs(db, "device")
         if not waiting:
             return
         active = store.active_jobs(db)
-        taken = {job.slot for job in active}
-        for job in reversed(waiting):  # the oldest first
-            wanted = [job.device] if job.device else list(self._settings.devices)
-            if any(device not in taken for device in wanted):
+        taken = {slot for job in active if job.status is not JobStatus.STOPPING for slot in job.slots}
+        for job in waiting:
+            slots, count = self._wanted(job)
+            coming = [slot for slot in slots if slot not in taken]  # free, or about to be
+            taken.update(coming[:count])  # kept for this job
+            missing = count - len(coming)
+            if missing <= 0:
                 continue
             idle = [
                 other
                 for other in active
-                if other.kind == "serve" and other.slot in wanted and not self._serving(other)
+                if other.kind == "serve" and set(other.slots) & set(slots) and not self._serving(other)
             ]
-            if idle:
-                store.move(db, idle[0].id, JobStatus.STOPPING, f"left its device to job {job.id}")
-                RunFolder(self._folder.run(idle[0].id)).ask_to_stop()
+            if len(idle) >= missing:
+                for other in idle[:missing]:
+                    store.move(db, other.id, JobStatus.STOPPING, f"left its device to job {job.id}")
+                    RunFolder(self._folder.run(other.id)).ask_to_stop()
                 return
 
     def _serving(self, job: Job) -> bool:

@@ -1,6 +1,7 @@
 """`python -m jobs.worker RUN_DIR`: run one job in its folder and say how it ended.
 
-The only door to `jobs.gpu`, which is imported here inside a function. The worker never opens the database.
+The only door to `jobs.gpu`, which is imported here inside a function. The worker never opens the database. A
+training of several processes runs in those, which this one starts and watches (jobs/launch.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +26,8 @@ from jobs.configs import (
     ServeConfig,
     TrainConfig,
 )
+from jobs.launch import Ending, is_launched, is_lost_peer, launch
+from jobs.out_of_memory import explain_memory, is_out_of_memory
 from jobs.processes import DEVICE
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
@@ -81,42 +85,45 @@ def work(path: Path) -> int:
     try:
         # A second worker in the same folder would write every result twice.
         with FileLock(path / "worker.lock", timeout=0), Reporter(run) as reporter:
-            return _supervised(run, reporter)
+            ending = conclude(run, lambda job: _supervise(run, job, reporter))
+            reporter.end(ending.status, ending.reason)
+            return ending.code
     except Timeout:
         print(f"Another worker is at work in {path}.", file=sys.stderr)
         return 2
 
 
-def _supervised(run: RunFolder, reporter: Reporter) -> int:
+def _supervise(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
+    config = job.parsed()
+    if isinstance(config, TrainConfig) and is_launched(config):
+        launch(run, job, config, reporter)
+    else:
+        perform(run, job, reporter)
+
+
+def conclude(run: RunFolder, act: Callable[[JobFile], None]) -> Ending:
+    """Do the run's job and say how it ended, whatever happens."""
+    job: JobFile | None = None
     try:
         job = run.job()
         # The slot decides where it runs; job.json may leave it open.
-        perform(run, job.model_copy(update={"device": os.environ.get(DEVICE, job.device)}), reporter)
+        job = job.model_copy(update={"device": os.environ.get(DEVICE, job.device)})
+        act(job)
     except Stopped as stop:
-        reporter.end("stopped", str(stop) or "stopped by request")
-        return 0
+        return Ending("stopped", str(stop) or "stopped by request")
     except PlumbError as error:
         print(error, file=sys.stderr)
-        reporter.end("failed", str(error))
-        return 1
-    except MemoryError:
-        reporter.end("failed", "Out of memory. Use a smaller batch, a smaller model or a larger machine.")
-        return 1
+        return Ending("failed", str(error), "foreseen")
     except Exception as error:
         traceback.print_exc()
-        reporter.end("failed", explain(error))
-        return 1
-    reporter.end("done")
-    return 0
+        return Ending("failed", explain(error, job), "peer" if is_lost_peer(error) else "unforeseen")
+    return Ending("done")
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, job: JobFile | None = None) -> str:
     """One sentence for an error that nobody foresaw; the traceback is in the log."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-        return (
-            "The device is out of memory. Use a smaller batch (and more accumulation), gradient "
-            f"checkpointing, or a device with more memory. [{str(error).splitlines()[0]}]"
-        )
+    if is_out_of_memory(error):
+        return explain_memory(error, job.parsed() if job else None, job.device if job else "")
     return f"{type(error).__name__}: {error}"
 
 
@@ -125,15 +132,20 @@ def _terminate_softly(number: int, frame: FrameType | None) -> None:
     raise Stopped(f"ended by {signal.Signals(number).name}")
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m jobs.worker RUN_DIR", file=sys.stderr)
-        return 2
+def prepare_process() -> None:
+    """The environment and the signal of a process that works on a job."""
     switch_off(os.environ)
     # OpenMP's threads spin while they wait; beside other busy processes a step took ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate_softly)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m jobs.worker RUN_DIR", file=sys.stderr)
+        return 2
+    prepare_process()
     return work(Path(arguments[0]).resolve())
 
 

@@ -125,6 +125,22 @@ def immediate(db: Database) -> Iterator[Database]:
     db.conn.execute("COMMIT")
 
 
+@contextmanager
+def snapshot(db: Database) -> Iterator[Database]:
+    """Reads that all see the database as it is at the first of them; nobody who writes waits.
+
+    Inside an open transaction this is a plain block of it.
+    """
+    if db.conn.in_transaction:
+        yield db
+        return
+    db.conn.execute("BEGIN")
+    try:
+        yield db
+    finally:
+        db.conn.execute("ROLLBACK")
+
+
 def _translated(error: sqlite3.OperationalError, folder: DataFolder | None) -> Exception:
     if "locked" in str(error) or "busy" in str(error):
         where = f" {folder.database}" if folder else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from sqlite_utils import Database
@@ -99,22 +99,70 @@ def queue_position(db: Database, job: Job) -> int:
     )
 
 
-def claim_next(db: Database, slot_kind: Literal["device", "network"], slot: str) -> Job | None:
-    """Give the slot to the oldest queued job that fits it, in one statement: no two claim the same job."""
-    fits = "AND (device IS NULL OR device = :slot)" if slot_kind == "device" else ""
+def begin_sweep(db: Database, job_id: int) -> Job:
+    """Make a job the first of a grid, whose id is its own."""
+    db.conn.execute("UPDATE jobs SET sweep = id WHERE id = ?", [job_id])
+    return get_job(db, job_id)
+
+
+def sweep_jobs(db: Database, sweep: int) -> list[Job]:
+    """The jobs of a grid, oldest first; empty where there is none of that number."""
+    return [_job(row) for row in rows(db, "SELECT * FROM jobs WHERE sweep = ? ORDER BY id", [sweep])]
+
+
+def sweep_states(db: Database, sweeps: Sequence[int]) -> dict[int, dict[JobStatus, int]]:
+    """How many jobs of each of these grids are in which state."""
+    found: dict[int, dict[JobStatus, int]] = {}
+    for row in rows(
+        db,
+        f"SELECT sweep, status, count(*) AS n FROM jobs WHERE sweep IN ({marks(sweeps)}) GROUP BY sweep, status",
+        list(sweeps),
+    ):
+        found.setdefault(row["sweep"], {})[JobStatus(row["status"])] = row["n"]
+    return found
+
+
+def queued_jobs(db: Database, slot_kind: Literal["device", "network"] | None = None) -> list[Job]:
+    """Those that wait (for this kind of slot), oldest first."""
+    fits = "AND slot_kind = ?" if slot_kind else ""
+    values = [str(JobStatus.QUEUED), *([slot_kind] if slot_kind else [])]
+    return [_job(row) for row in rows(db, f"SELECT * FROM jobs WHERE status = ? {fits} ORDER BY id", values)]
+
+
+def claim_next(
+    db: Database,
+    slot_kind: Literal["device", "network"],
+    *free: str,
+    wanted: Callable[[Job], tuple[Sequence[str], int]] | None = None,
+) -> Job | None:
+    """Give the oldest queued job that can start the slots it wants: all of them at once, or none.
+
+    A job that finds fewer free slots than it wants has those kept for it: younger jobs don't overtake it there. So
+    a job for many devices starts as soon as enough older ones have ended, whatever else is queued, and no two jobs
+    can each hold what the other waits for.
+
+    Args:
+        free: the slots that nobody holds. Whoever calls this looks them up in the same transaction.
+        wanted: of a job, the slots that suit it and how many of them; without it one, of any that fits its device.
+    """
+    left = list(free)
+    for job in queued_jobs(db, slot_kind):
+        if not left:
+            return None
+        suits, count = wanted(job) if wanted else ([job.device] if job.device else left, 1)
+        found = [slot for slot in left if slot in suits or slot_kind == "network"]
+        if len(found) >= count:
+            return _claim(db, job, found[:count])
+        left = [slot for slot in left if slot not in found]
+    return None
+
+
+def _claim(db: Database, job: Job, slots: Sequence[str]) -> Job | None:
+    """None where the job was stopped or claimed meanwhile."""
     found = rows(
         db,
-        f"""UPDATE jobs SET status = :starting, slot = :slot, started_at = :now, phase = ''
-            WHERE id = (SELECT id FROM jobs WHERE status = :queued AND slot_kind = :slot_kind {fits}
-                        ORDER BY id LIMIT 1)
-            RETURNING *""",
-        {
-            "starting": JobStatus.STARTING,
-            "queued": JobStatus.QUEUED,
-            "slot": slot,
-            "slot_kind": slot_kind,
-            "now": now(),
-        },
+        "UPDATE jobs SET status = ?, slot = ?, started_at = ?, phase = '' WHERE id = ? AND status = ? RETURNING *",
+        [JobStatus.STARTING, ",".join(slots), now(), job.id, JobStatus.QUEUED],
     )
     return _job(found[0]) if found else None
 

@@ -245,6 +245,11 @@ class Job:
     ended_at: str | None
     sweep: int | None = None
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots that it holds; a training of several processes has several devices."""
+        return tuple(self.slot.split(",")) if self.slot else ()
+
 
 @dataclass(frozen=True)
 class CheckpointAnswer:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
 
 from sqlite_utils import Database
 
 from storage.candidates import candidates_of
-from storage.records import Candidate, Judgement
+from storage.records import METRICS, Candidate, Judgement, Rater, Score
 from storage.rows import rows
-from storage.scores import get_judgements
+from storage.scores import get_judgements, list_raters
 
 
 def walk_scored(db: Database, batch: int = 500) -> Iterator[tuple[int, list[Candidate], list[Judgement]]]:
@@ -30,3 +32,48 @@ def walk_scored(db: Database, batch: int = 500) -> Iterator[tuple[int, list[Cand
         for sample_id in ids:
             yield sample_id, candidates[sample_id], judgements[sample_id]
         after = ids[-1]
+
+
+def walk_judged(db: Database) -> Iterator[tuple[int, list[Judgement]]]:
+    """(sample id, its ok judgements with their scores), in the order of ids; one query for all samples.
+
+    The judgements come without what they were read from (replies, costs, checklists): freezing asks for scores
+    alone, and replies are most of the bytes.
+    """
+    raters = {rater.id: rater for rater in list_raters(db)}
+    found = db.conn.execute(
+        f"""SELECT j.sample_id, j.id, j.rater_id, j.created_at, s.candidate_id, {", ".join(METRICS)}
+            FROM judgements j LEFT JOIN scores s ON s.judgement_id = j.id
+            WHERE j.state = 'ok' ORDER BY j.sample_id, j.id, s.candidate_id"""
+    )
+    for sample_id, rows_of_sample in groupby(found, key=lambda row: row[0]):
+        yield (
+            int(sample_id),
+            [
+                _judgement(raters, sample_id, list(scores))
+                for _, scores in groupby(rows_of_sample, key=lambda row: row[1])
+            ],
+        )
+
+
+def _judgement(raters: dict[int, Rater], sample_id: int, scores: list[tuple[Any, ...]]) -> Judgement:
+    _, judgement_id, rater_id, created_at, *_ = scores[0]
+    return Judgement(
+        id=judgement_id,
+        rater=raters[rater_id],
+        sample_id=sample_id,
+        job_id=None,
+        state="ok",
+        raw="",
+        reason="",
+        tokens_in=0,
+        tokens_out=0,
+        cost=0.0,
+        created_at=created_at,
+        scores=tuple(Score(*row[4:]) for row in scores if row[4] is not None),
+    )
+
+
+def texts_of_candidates(db: Database) -> dict[int, str]:
+    """The text of every candidate, by id; one query."""
+    return dict(db.conn.execute("SELECT id, text FROM candidates"))

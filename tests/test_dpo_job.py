@@ -17,6 +17,11 @@ from jobs.gpu.callbacks import evaluation_steps, house_names
 from jobs.runs import RunFolder
 from jobs.worker import work
 
+#: What a clock and the machine decide.
+TIMED = {"trial_seconds", "trial_memory_gb", "pairs_per_second", "rows_per_second", "tokens_per_second", "memory_gb"}
+HELD_OUT = {"loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "logp_chosen"}
+HELD_OUT |= {"logp_rejected", "chosen_tokens", "rejected_tokens", "blank_margin", "kl"}
+
 SHORT = {"dataset": "pairs", "dtype": "float32", "batch_size": 4, "accumulation": 1, "lora_r": 4, "lora_alpha": 8}
 FAST = {**SHORT, "learning_rate": 1e-2, "epochs": 100.0, "max_steps": 8, "evaluations": 2, "lora_dropout": 0.0}
 
@@ -50,6 +55,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
+def metrics(run: RunFolder, *names: str) -> list[tuple[int, dict[str, float]]]:
+    """(step, values) of the run's metrics that have all of these, without what a clock decides."""
+    return [
+        (event["step"], {name: value for name, value in event["values"].items() if name not in TIMED})
+        for event in tiny.events(run, "metric")
+        if event["values"].keys() >= set(names) and not event["values"].keys() <= TIMED
+    ]
+
+
 def last_end(run: RunFolder) -> dict[str, Any]:
     return tiny.events(run, "end")[-1]
 
@@ -59,7 +73,9 @@ def test_the_loss_falls_and_every_metric_is_told(trained: RunFolder) -> None:
     assert [event["step"] for event in steps] == list(range(1, 9))
     wanted = {"loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"}
     wanted |= {"logp_chosen", "logp_rejected", "learning_rate", "gradient_norm"}
+    wanted |= {"answer_tokens", "pairs_per_second", "tokens_per_second", "memory_gb"}
     assert all(set(event["values"]) == wanted for event in steps)
+    assert all(value > 0 for event in steps for name, value in event["values"].items() if name in TIMED)
     losses = [event["values"]["loss"] for event in steps]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference before the first step
     assert losses[-1] < losses[0] / 2
@@ -69,9 +85,7 @@ def test_the_loss_falls_and_every_metric_is_told(trained: RunFolder) -> None:
 def test_held_out_metrics_come_at_their_points(trained: RunFolder) -> None:
     found = [event for event in tiny.events(trained, "metric") if "heldout_loss" in event["values"]]
     assert [event["step"] for event in found] == [4, 8]
-    wanted = {"loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"}
-    wanted |= {"logp_chosen", "logp_rejected"}
-    assert all(set(event["values"]) == {f"heldout_{name}" for name in wanted} for event in found)
+    assert all(set(event["values"]) == {f"heldout_{name}" for name in HELD_OUT} for event in found)
     assert tiny.events(trained, "progress")[-1] | {"time": 0} == {
         "kind": "progress",
         "time": 0,
@@ -175,7 +189,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
     def losses(name: str, seed: int) -> list[float]:
         run = dpo_run(tmp_path / name, {**FAST, "max_steps": 3, "evaluations": 0, "seed": seed})
         assert work(run.path) == 0
-        return [event["values"]["loss"] for event in tiny.events(run, "metric")]
+        return [values["loss"] for _, values in metrics(run, "loss")]
 
     first = losses("a", 1)
     assert first == losses("b", 1)
@@ -260,8 +274,9 @@ def test_a_loss_that_is_no_number_names_the_step(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DPOTrainer, "_compute_loss", broken)
         assert work(run.path) == 1
-    assert "step 3: loss is nan" in last_end(run)["reason"]
-    assert "learning rate" in last_end(run)["reason"]
+    reason = last_end(run)["reason"]
+    assert "step 3: loss is nan, in a batch of pair" in reason
+    assert "learning rate" in reason
 
 
 @pytest.mark.slow
@@ -291,9 +306,7 @@ def test_the_stock_path_makes_the_same_run(trained: RunFolder, tmp_path: Path) -
         assert work(run.path) == 0
     assert any("the stock way: a test wants it so." in event["text"] for event in tiny.events(run, "note"))
     assert any("runs as one sequence" in event["text"] for event in tiny.events(trained, "note"))
-    ours, stock = (
-        [(event["step"], event["values"]) for event in tiny.events(one, "metric")] for one in (trained, run)
-    )
+    ours, stock = (metrics(one) for one in (trained, run))
     assert [step for step, _ in ours] == [step for step, _ in stock]
     for (step, left), (_, right) in zip(ours, stock, strict=True):
         if step == 1:  # policy and reference are equal but for rounding: who is ahead is chance

@@ -30,7 +30,7 @@ from jobs.reporter import Stopped
 from jobs.runs import RunFolder
 from jobs.worker import work
 from storage.errors import PlumbError
-from test_dpo_job import FAST, dpo_run, last_end, pair
+from test_dpo_job import FAST, dpo_run, last_end, metrics, pair
 
 
 def nothing(*_: int) -> None:
@@ -70,11 +70,11 @@ def take(counts: dict[str, int]) -> dict[str, int]:
 def test_a_second_run_asks_the_reference_nothing(tmp_path: Path, forwards: dict[str, int]) -> None:
     first = dpo_run(tmp_path / "one", FAST)
     assert work(first.path) == 0, last_end(first)
-    # 14 pairs in batches of 4; 8 steps; two evaluations of 6 pairs in batches of 4.
-    assert take(forwards) == {"reference": 4, "all": 4 + 8 + 2 * 2}
+    # 14 pairs in batches of 4, and 6 of them blanked; a trial; 8 steps; two evaluations of the 6, twice.
+    assert take(forwards) == {"reference": 4, "all": 4 + 2 + 1 + 8 + 2 * 2 * 2}
     second = dpo_run(tmp_path / "two", {**FAST, "beta": 0.5, "seed": 3, "max_steps": 2, "evaluations": 1})
     assert work(second.path) == 0
-    assert take(forwards) == {"reference": 0, "all": 2 + 2}
+    assert take(forwards) == {"reference": 0, "all": 1 + 2 + 2 * 2}
     note = next(e["text"] for e in tiny.events(second, "note") if e["text"].startswith("Reference:"))
     assert note == ("Reference: 28 of 28 answers were known from earlier runs, 0 computed in 0 forward passes.")
 
@@ -82,8 +82,7 @@ def test_a_second_run_asks_the_reference_nothing(tmp_path: Path, forwards: dict[
 def test_runs_with_and_without_the_book_are_the_same(tmp_path: Path, forwards: dict[str, int]) -> None:
     runs = [dpo_run(tmp_path / name, FAST) for name in ("one", "two")]
     assert [work(run.path) for run in runs] == [0, 0]
-    told = [[event["values"] for event in tiny.events(run, "metric")] for run in runs]
-    assert told[0] == told[1]
+    assert metrics(runs[0]) == metrics(runs[1])
 
 
 def test_flipped_and_new_pairs_of_known_answers_compute_nothing_again(

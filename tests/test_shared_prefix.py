@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_models
-from jobs.gpu.shared_prefix import ATTENTION, SharedPrefix, lay_out, why_not
+from jobs.gpu.collate import batch_images
+from jobs.gpu.layout import lay_out
+from jobs.gpu.prepared import ROW_WISE
+from jobs.gpu.shared_prefix import ATTENTION, SharedPrefix, why_not
 from jobs.gpu.token_scores import score_tokens
 from storage.errors import UserError
 
@@ -119,6 +123,166 @@ def test_each_answer_is_blind_to_the_other() -> None:
             assert not torch.allclose(before[changed], after[changed], atol=1e-2)
 
 
+#: Images of each sample, and of each of its answers the tokens of what it is asked for, and its own.
+SUPERVISED: dict[str, list[tuple[int, list[tuple[int, int]]]]] = {
+    "one row": [(1, [(2, 9)])],
+    "mixed": [(1, [(2, 5)]), (0, [(1, 12)]), (2, [(3, 3)]), (1, [(1, 1)])],
+    "text alone": [(0, [(1, 4)]), (0, [(2, 7)])],
+}
+KIN: dict[str, list[tuple[int, list[tuple[int, int]]]]] = {
+    "four answers": [(1, [(2, 5), (2, 9), (2, 3), (2, 1)])],
+    "unequal numbers": [(1, [(2, 5), (3, 8)]), (2, [(1, 4)]), (0, [(2, 6), (1, 2), (4, 9), (2, 3), (1, 1)])],
+    "text alone": [(0, [(1, 4), (2, 2)]), (0, [(2, 7), (0, 3), (1, 1)])],
+    "nothing but answers": [(1, [(0, 5), (0, 9), (0, 3)]), (2, [(0, 4), (0, 4)])],
+}
+
+
+def supervised(
+    name: str, samples: Sequence[tuple[int, list[tuple[int, int]]]], seed: int = 0
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor], list[int]]:
+    """Rows of supervised fine-tuning, shuffled: the batch, images once a row, once a sample, each row's sample."""
+    chance = random.Random(seed)
+    made: list[tuple[list[int], int, int]] = []
+    shown: list[dict[str, torch.Tensor]] = []
+    for number, (count, answers) in enumerate(samples):
+        prompts, images = tiny_models.FAMILIES[name].prompts([count], chance)
+        shown.append(images)
+        for asked, size in answers:
+            start = prompts[0] + tiny_models.words(asked, chance)
+            made.append((start + tiny_models.words(size, chance), len(start), number))
+    chance.shuffle(made)
+    rows, starts, owners = [row for row, _, _ in made], [start for _, start, _ in made], [own for *_, own in made]
+    firsts = list(dict.fromkeys(owners))
+    shape = (len(rows), max(map(len, rows)))
+    ids, mask, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+        labels[place, starts[place] : len(row)] = ids[place, starts[place] : len(row)]
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if name == "qwen2_5_vl":
+        batch["mm_token_type_ids"] = (ids == tiny_models.IMAGE).long()
+    each = batch_images([shown[owner] for owner in owners], name in ROW_WISE)
+    once = batch_images([shown[first] for first in firsts], name in ROW_WISE)
+    return batch, each, once, [firsts.index(owner) for owner in owners]
+
+
+def fine_tune(model: Any, **given: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Scores, and the gradients of TRL's supervised loss."""
+    model.zero_grad()
+    output = model(**given, use_cache=False, fused_lm_head=True)
+    torch.autograd.backward(-output.log_probs.sum() / output.label_mask.sum())
+    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same_as_stock(ours: tuple[Any, dict[str, torch.Tensor]], stock: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    (found, gradients), (wanted, stock_gradients) = ours, stock
+    assert torch.equal(found.label_mask, wanted.label_mask)
+    tokens = wanted.label_mask.sum()
+    assert float(abs(found.log_probs.sum() - wanted.log_probs.sum()).detach() / tokens) < 1e-5  # the loss
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.entropy, wanted.entropy, atol=2e-5, rtol=1e-5)
+    assert torch.equal(found.is_top1, wanted.is_top1)
+    assert gradients.keys() == stock_gradients.keys()
+    assert all("lora_" in parameter for parameter in gradients)
+    for parameter, gradient in stock_gradients.items():
+        assert float((gradients[parameter] - gradient).norm()) <= 1e-4 * float(gradient.norm()), parameter
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", SUPERVISED)
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_share_nothing_are_as_stock(name: str, kind: str, checkpointing: bool) -> None:
+    model, prefix = both(name, checkpointing)
+    batch, images, _, _ = supervised(name, SUPERVISED[kind])
+    ours = fine_tune(model, **batch, **images, alone=True)
+    prefix.remove()
+    same_as_stock(ours, fine_tune(model, **batch, **images))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", KIN)
+@pytest.mark.parametrize("name", NAMES)
+def test_kin_in_one_sequence_are_as_stock(name: str, kind: str, checkpointing: bool) -> None:
+    model, prefix = both(name, checkpointing)
+    batch, each, once, groups = supervised(name, KIN[kind])
+    ours = fine_tune(model, **batch, **once, groups=groups)
+    prefix.remove()
+    same_as_stock(ours, fine_tune(model, **batch, **each))
+
+
+@pytest.mark.parametrize("kin", [True, False])
+def test_rows_that_are_all_the_same(kin: bool) -> None:
+    """Nothing is left for a branch of its own."""
+    model, prefix = both("llava")
+    batch, each, once, groups = supervised("llava", [(1, [(2, 5)]), (0, [(1, 7)])])
+    batch = {name: torch.cat([value, value]) for name, value in batch.items()}
+    twice = {name: torch.cat([value, value]) for name, value in each.items()}
+    ours = fine_tune(model, **batch, **once, **({"groups": groups * 2} if kin else {}))
+    prefix.remove()
+    same_as_stock(ours, fine_tune(model, **batch, **twice))
+
+
+def test_kin_under_eager_attention_are_as_stock() -> None:
+    batch, each, once, groups = supervised("llava", KIN["unequal numbers"])
+    model = tiny_models.make("llava")
+    model.set_attn_implementation("eager")
+    prefix = SharedPrefix(model.get_base_model(), images_once=True).install()
+    ours = fine_tune(model, **batch, **once, groups=groups)
+    alone = fine_tune(model, **batch, **each, alone=True)
+    prefix.remove()
+    stock = fine_tune(model, **batch, **each)
+    same_as_stock(ours, stock)
+    same_as_stock(alone, stock)
+
+
+def test_each_of_the_kin_is_blind_to_the_others() -> None:
+    """Another answer of a sample leaves the scores of the rest as they are, to the last bit."""
+    model, _ = both("llava")
+    batch, _, once, groups = supervised("llava", KIN["unequal numbers"])
+    with torch.no_grad():
+        before = model(**batch, **once, groups=groups, fused_lm_head=True).log_probs
+        for changed in range(len(groups)):
+            ids, labels = batch["input_ids"].clone(), batch["labels"].clone()
+            answer = labels[changed] != -100
+            ids[changed, answer] = (ids[changed, answer] + 7) % tiny_models.TEXT
+            labels[changed, answer] = ids[changed, answer]
+            other = {**batch, "input_ids": ids, "labels": labels}
+            after = model(**other, **once, groups=groups, fused_lm_head=True).log_probs
+            rest = [row for row in range(len(groups)) if row != changed]
+            assert torch.equal(before[rest], after[rest])
+            assert not torch.allclose(before[changed], after[changed], atol=1e-2)
+
+
+def test_kin_show_the_tower_their_images_once() -> None:
+    model, _ = both("llava")
+    seen: list[tuple[int, ...]] = []
+    base = model.get_base_model()
+    base.model.vision_tower.register_forward_pre_hook(
+        lambda _, given, named: seen.append(tuple((given[0] if given else named["pixel_values"]).shape)),
+        with_kwargs=True,
+    )
+    base.model.language_model.register_forward_pre_hook(
+        lambda _, given, named: seen.append(tuple(named["inputs_embeds"].shape)), with_kwargs=True
+    )
+    batch, _, once, groups = supervised("llava", KIN["four answers"])
+    fine_tune(model, **batch, **once, groups=groups)
+    prompt = int((batch["labels"] == -100).long().cumprod(1).sum(1)[0]) - 2
+    packed = prompt + sum(2 + size - 1 for _, size in KIN["four answers"][0][1])
+    assert seen == [(1, 3, 16, 16), (1, packed, tiny_models.WIDTH)]
+
+
+def test_no_answer_but_a_gradient_all_the_same() -> None:
+    """A batch without a token to learn gives a zero that can be differentiated, on both ways."""
+    model, _ = both("llava")
+    batch, each, once, groups = supervised("llava", KIN["four answers"])
+    batch["labels"].fill_(-100)
+    for images, how in ((each, {"alone": True}), (once, {"groups": groups})):
+        output = model(**batch, **images, **how, fused_lm_head=True)
+        torch.autograd.backward(output.log_probs.sum())
+        assert not output.log_probs.detach().any()
+
+
 def test_the_image_is_seen() -> None:
     model, _ = both("llava")
     batch, images = tiny_models.stacked("llava", [1], [(6, 9)])
@@ -218,7 +382,9 @@ def test_generating_goes_on_as_before() -> None:
 def test_flash_attention_is_refused() -> None:
     model = tiny_models.make_llava()
     model.config.get_text_config()._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(UserError, match=r"'flash_attention_2' can't take the mask.*Load the model with sdpa"):
+    with pytest.raises(
+        UserError, match=r"'flash_attention_2' can't take the mask.*attention to 'sdpa', or shared_prefix"
+    ):
         why_not(model)
 
 
@@ -239,6 +405,9 @@ def test_rows_that_no_layout_fits() -> None:
     ids, mask = torch.ones(3, 4).long(), torch.ones(3, 4).long()
     with pytest.raises(ValueError, match="3 rows"):
         lay_out(ids, mask, ids)
+    for groups in ([0, 1], [1, 0, 1], [0, 2, 2]):
+        with pytest.raises(ValueError, match="groups of 3 rows"):
+            lay_out(ids, mask, ids, groups=groups)
     left = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     with pytest.raises(ValueError, match="padded on the left"):
         lay_out(torch.ones(2, 4).long(), left, torch.ones(2, 4).long())
@@ -246,38 +415,65 @@ def test_rows_that_no_layout_fits() -> None:
 
 ANSWERS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=4)
 
+#: Of each group the prompt's tokens, and of each row tokens that aren't scored, and scored ones.
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=5)
+GROUPS = st.lists(st.tuples(st.integers(1, 12), ROWS), min_size=1, max_size=4)
+
+
+def keeps_history(stock: list[list[int]], starts: list[int], groups: list[int], stacked_pairs: bool) -> None:
+    """What a packed token sees, read off the mask in order, is its stock row up to itself, at its positions."""
+    shape = (len(stock), max(map(len, stock)))
+    ids, mask, labels = (torch.full(shape, fill) for fill in (0, 0, -100))
+    for place, row in enumerate(stock):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+        labels[place, starts[place] : len(row)] = ids[place, starts[place] : len(row)]
+    layout = lay_out(ids, mask, labels, groups=None if stacked_pairs else groups)
+    count, length = layout.source.shape
+    assert count == max(groups) + 1
+    sees = torch.ones(count, length, length).bool().tril()
+    sees[:, layout.causal :] = layout.sees[:, 0]
+    packed = ids.flatten()[layout.source]
+    wanted = [
+        (place, column)
+        for place in range(len(stock))
+        for column in range(1, shape[1])
+        if labels[place, column] >= 0
+    ]
+    assert layout.targets.tolist() == [int(labels[spot]) for spot in wanted]
+    for pick, (place, column) in zip(layout.picks.tolist(), wanted, strict=True):
+        group, spot = divmod(pick, length)
+        assert group == groups[place]
+        assert packed[group][sees[group, spot]].tolist() == stock[place][:column]
+        assert layout.columns[group][sees[group, spot]].tolist() == list(range(column))
+
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=ANSWERS, common=st.integers(0, 1))
-def test_every_token_keeps_its_history(sizes: list[tuple[int, int, int]], common: int) -> None:
-    """What a packed token sees, read off the mask in order, is its stock row up to itself, at its positions."""
+def test_every_token_of_a_pair_keeps_its_history(sizes: list[tuple[int, int, int]], common: int) -> None:
     pairs = len(sizes)
     stock: list[list[int]] = []
     for side in (0, 1):
         for number, (*answers, prompt) in enumerate(sizes):
             shared = [1000 * number + place for place in range(prompt + common)]
             stock.append(shared + [1000 * number + 100 * (side + 1) + place for place in range(answers[side])])
-    width = max(map(len, stock))
-    ids, mask, labels = (torch.full((2 * pairs, width), fill) for fill in (0, 0, -100))
-    for place, row in enumerate(stock):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
-        start = sizes[place % pairs][2]
-        labels[place, start : len(row)] = ids[place, start : len(row)]
-    layout = lay_out(ids, mask, labels)
-    length = layout.source.shape[1]
-    sees = torch.ones(pairs, length, length).bool().tril()
-    sees[:, layout.causal :] = layout.sees[:, 0]
-    packed = ids.flatten()[layout.source]
-    wanted = [
-        (place, column) for place in range(2 * pairs) for column in range(1, width) if labels[place, column] >= 0
-    ]
-    assert layout.targets.tolist() == [int(labels[spot]) for spot in wanted]
-    for pick, (place, column) in zip(layout.picks.tolist(), wanted, strict=True):
-        pair, spot = divmod(pick, length)
-        assert pair == place % pairs
-        assert packed[pair][sees[pair, spot]].tolist() == stock[place][:column]
-        assert layout.columns[pair][sees[pair, spot]].tolist() == list(range(column))
+    starts = [prompt for *_, prompt in sizes] * 2
+    keeps_history(stock, starts, [*range(pairs)] * 2, stacked_pairs=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples=GROUPS, seed=st.integers(0, 99))
+def test_every_token_of_kin_keeps_its_history(samples: list[tuple[int, list[tuple[int, int]]]], seed: int) -> None:
+    rows = []
+    for number, (prompt, answers) in enumerate(samples):
+        for branch, (asked, size) in enumerate(answers):
+            shared = [1000 * number + place for place in range(prompt)]
+            own = [1000 * number + 100 * (branch % 3 + 1) + place for place in range(asked + size)]
+            rows.append((number, shared + own, prompt + asked))  # the fourth begins as the first does
+    random.Random(seed).shuffle(rows)
+    owners = [number for number, _, _ in rows]
+    groups = [list(dict.fromkeys(owners)).index(number) for number in owners]
+    keeps_history([row for _, row, _ in rows], [start for _, _, start in rows], groups, stacked_pairs=False)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -11,13 +11,14 @@ from storage.jobs import count_open
 from storage.pairs import count_pairs
 from storage.samples import SampleFilter, count_samples
 
-PageName = Literal["samples", "judges", "agreement", "pairs", "jobs", "chat"]
+PageName = Literal["samples", "judges", "agreement", "pairs", "jobs", "models", "chat"]
 PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("samples", "Samples", "/"),
     ("judges", "Judges", "/judges"),
     ("agreement", "Agreement", "/agreement"),
     ("pairs", "Pairs", "/pairs"),
     ("jobs", "Jobs", "/jobs"),
+    ("models", "Models", "/models"),
     ("chat", "Chat", "/chat"),
 )
 

@@ -21,7 +21,7 @@ from workbench import api, door, images
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import agreement, chat, jobs, judges, pairs, samples
+from workbench.pages import agreement, chat, jobs, judges, models, pairs, samples
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
@@ -31,6 +31,7 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "agreement": agreement.build,
     "pairs": pairs.build,
     "jobs": jobs.build,
+    "models": models.build,
     "chat": chat.build,
 }
 

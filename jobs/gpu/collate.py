@@ -1,9 +1,9 @@
-"""Preference rows → batches as TRL's DPO loss takes them."""
+"""Rows → batches as TRL's losses take them: pairs for DPO, single answers for supervised fine-tuning."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,25 +47,21 @@ def as_dataset(rows: Sequence[dict[str, Any]], places: Sequence[int], entries: S
     """
     from datasets import Dataset, Features, List, Value
 
-    answers = answer_names(rows[places[0]]) if places else ()
-    return Dataset.from_list(
-        [
-            {
-                "images": image_names(row["messages"]),
-                "messages": json.dumps(row["messages"], ensure_ascii=False),
-                **{name: row[name] for name in answers},
-                "place": place,
-                "length": entries[place].length,
-            }
-            for row, place in ((rows[place], place) for place in places)
-        ],
-        features=Features(
-            images=List(Value("string")),
-            messages=Value("string"),
-            **{name: Value("string") for name in answers},
-            place=Value("int64"),
-            length=Value("int64"),
+    chosen = [rows[place] for place in places]
+    answers = answer_names(chosen[0]) if chosen else ()
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "images": (List(Value("string")), [image_names(row["messages"]) for row in chosen]),
+        "messages": (
+            Value("string"),
+            [json.dumps(row["messages"], ensure_ascii=False) for row in chosen],
         ),
+        **{name: (Value("string"), [row[name] for row in chosen]) for name in answers},
+        "place": (Value("int64"), list(places)),
+        "length": (Value("int64"), [entries[place].length for place in places]),
+    }
+    return Dataset.from_dict(
+        {name: values for name, (_, values) in columns.items()},
+        features=Features({name: kind for name, (kind, _) in columns.items()}),
     )
 
 
@@ -75,14 +71,22 @@ class PreparedCollator:
 
     B rows with one answer each → B rows. Examples carry `place`, theirs among the prepared entries, and maybe the
     reference's log-probabilities.
+
+    Attributes:
+        kin: for every entry a number, the same for those with one answer that begin alike (`kindred`); empty: no
+            two do. Where a batch holds kin, its images come once a group, and `groups` says which row is in which.
     """
 
     prepared: Prepared
     pad: int
     row_wise: bool
+    kin: Sequence[int] = ()
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns input_ids, attention_mask, completion_mask of shape (2B, longest) and the images' tensors."""
+        """Returns input_ids, attention_mask, completion_mask of shape (2B, longest) and the images' tensors.
+
+        `groups`, where there are any, is a list with an entry a row: numbers from 0, in their order.
+        """
         entries = [self.prepared.entries[example["place"]] for example in examples]
         sides = len(entries[0].answers)
         rows = [entry.prompt + entry.answers[side] for side in range(sides) for entry in entries]
@@ -94,9 +98,15 @@ class PreparedCollator:
                 kinds = entry.kinds.get(name, [])
                 whole[place, : len(kinds)] = torch.tensor(kinds, dtype=torch.long)
             batch[name] = whole
-        shelf = self.prepared.shelf
+        shelf, shown = self.prepared.shelf, entries
+        if self.kin and sides == 1:
+            numbers = [self.kin[example["place"]] for example in examples]
+            firsts = [numbers.index(number) for number in dict.fromkeys(numbers)]
+            if len(firsts) < len(entries):
+                shown = [entries[first] for first in firsts]
+                batch["groups"] = [firsts.index(numbers.index(number)) for number in numbers]
         batch.update(
-            batch_images([shelf.get(entry.images) if entry.images else {} for entry in entries], self.row_wise)
+            batch_images([shelf.get(entry.images) if entry.images else {} for entry in shown], self.row_wise)
         )
         batch.update(references_of(examples))
         return batch
@@ -190,6 +200,22 @@ def pad_rows(rows: Sequence[list[int]], starts: Sequence[int], pad: int) -> Tens
         mask[place, : len(row)] = 1
         completion[place, start : len(row)] = 1
     return {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+
+
+def kindred(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry], image_token: int) -> list[int]:
+    """A number for every row, the same for rows of one sample that begin alike up to the last of their images.
+
+    Args:
+        image_token: the id that stands for a piece of an image.
+    """
+    numbers: dict[Any, int] = {}
+    found = []
+    for row, entry in zip(rows, entries, strict=True):
+        backwards = entry.prompt[::-1]
+        end = len(entry.prompt) - backwards.index(image_token) if image_token in backwards else 0
+        beginning = (len(entry.answers), row.get("sample_id"), entry.images, tuple(entry.prompt[:end]))
+        found.append(numbers.setdefault(beginning, len(numbers)))
+    return found
 
 
 def references_of(examples: Sequence[dict[str, Any]]) -> Tensors:

@@ -15,11 +15,16 @@ def claim_device(name: str) -> torch.device:
     """The device that job.json names, made the only one of its kind that this process sees.
 
     TRL's trainer takes every visible GPU; hiding the others, before CUDA wakes up, keeps a job to its slot.
-    "auto" (a run folder that was moved to another machine) takes the first GPU, else the CPU.
+    "auto" (a run folder that was moved to another machine) takes the first GPU, else the CPU. In a training of
+    several processes each takes its own, by its number on this machine (LOCAL_RANK); accelerate counts among the
+    visible ones, so that none is hidden.
 
     Raises:
         UserError: torch doesn't see it.
     """
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and (name == "auto" or name.startswith("cuda")):
+        return _of_rank(name, int(rank))
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -42,6 +47,26 @@ def claim_device(name: str) -> torch.device:
         return torch.device("cuda", index)
     os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(os.environ.get("CUDA_VISIBLE_DEVICES"), index)
     return torch.device("cuda", 0)
+
+
+def _of_rank(name: str, rank: int) -> torch.device:
+    """The device of the process that is number `rank` on this machine, in a training of several.
+
+    Args:
+        name: the job's devices, as "cuda:0,cuda:1"; "auto" for all that there are.
+    """
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not seen:
+        return torch.device("cpu")
+    given = name.count(",") + 1 if name != "auto" else seen
+    if rank >= min(given, seen):
+        raise UserError(
+            f"Process {rank + 1} on this machine finds no device: the job has {given} ({name}), torch "
+            f"{torch.__version__} sees {seen}. Set processes to {max(1, min(given, seen))}, or check the driver "
+            "with nvidia-smi."
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
 
 
 def visible_device(visible: str | None, index: int) -> str:

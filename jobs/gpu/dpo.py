@@ -11,10 +11,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch.nn.parallel import DistributedDataParallel
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from jobs.configs import DpoConfig
+from jobs.gpu.image_term import SCRAPS, Heard, anchor_loss, image_loss, image_margins, score_scraps
 from jobs.gpu.loading import Loaded
 from jobs.gpu.material import Material
 from jobs.gpu.policy import keep_reference
@@ -25,11 +28,58 @@ from jobs.runs import RunFolder
 
 
 class Preferences(Common, DPOTrainer):
-    """TRL's trainer, with held-out means that weigh every pair alike."""
+    """TRL's trainer, with mDPO's terms (image_term.py) and held-out means that weigh every pair alike.
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    Attributes:
+        image_weight, anchor_weight: of mDPO's terms, which are added to TRL's loss; 0 leaves them out.
+    """
+
+    def __init__(
+        self, *arguments: Any, image_weight: float = 0.0, anchor_weight: float = 0.0, **named: Any
+    ) -> None:
+        self.image_weight, self.anchor_weight = image_weight, anchor_weight
         self._batches: list[int] = []
+        self._shown: list[int] = []
         super().__init__(*arguments, **named)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss and, with their weights, the image's term and the anchor."""
+        scraps = inputs.get(SCRAPS)
+        inputs = {name: value for name, value in inputs.items() if name != SCRAPS}
+        if not (self.image_weight or self.anchor_weight):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        heard = Heard(model)
+        found = super().compute_loss(heard, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = found if return_outputs else (found, None)
+        ratios = heard.chosen - inputs["ref_chosen_logps"]
+        if self.anchor_weight:
+            loss = loss + self.anchor_weight * anchor_loss(ratios, self.beta)
+        if self.image_weight:
+            margins = self._image_margins(model, ratios, scraps)
+            loss = loss + self.image_weight * image_loss(margins, len(ratios))
+            self._tell_margins(margins.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _image_margins(self, model: Any, ratios: torch.Tensor, scraps: Any) -> torch.Tensor:
+        """Of the pairs of the batch that show an image; empty where none does."""
+        if scraps is None:
+            return ratios.new_zeros(0)
+        # A second call of DDP's wrapper before the backward would start its count of gradients anew.
+        alone = model.module if isinstance(model, DistributedDataParallel) else model
+        scrap = score_scraps(self, alone, scraps) - scraps["references"]
+        return image_margins(ratios[scraps["shown"]], scrap, self.beta)
+
+    def _tell_margins(self, margins: torch.Tensor) -> None:
+        """Keep their mean over all processes as the metric `image_margin`, where there is any."""
+        own = torch.stack([margins.sum(), margins.new_tensor(float(len(margins)))])
+        total, count = self.accelerator.gather(own).view(-1, 2).sum(dim=0).tolist()
+        if count:
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["image_margin"].append(total / count)
+            if mode == "eval":
+                self._shown.append(int(count))
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         self._batches.append(len(inputs["input_ids"]) // 2)
@@ -39,10 +89,12 @@ class Preferences(Common, DPOTrainer):
         # TRL averages the batches' means, which gives the pairs of a short last batch more weight.
         if not self.model.training and self._batches:
             for name, values in self._metrics["eval"].items():
-                if len(values) == len(self._batches):
-                    total = sum(value * size for value, size in zip(values, self._batches, strict=True))
-                    self._metrics["eval"][name] = [total / sum(self._batches)]
+                sizes = self._shown if name == "image_margin" else self._batches
+                if len(values) == len(sizes):
+                    total = sum(value * size for value, size in zip(values, sizes, strict=True))
+                    self._metrics["eval"][name] = [total / sum(sizes)]
             self._batches.clear()
+            self._shown.clear()
         super().log(logs, start_time)
 
 
@@ -78,6 +130,8 @@ def make_dpo(
         processing_class=loaded.processor,
         data_collator=collator,
         callbacks=callbacks,
+        image_weight=config.image_weight,
+        anchor_weight=config.anchor_weight,
     )
     keep_reference(policy, config.start_adapter is not None)
     if shared:

@@ -1,8 +1,13 @@
-"""A base model and its processor, by plain Auto classes: safetensors only, no code of the model's own."""
+"""A base model and its processor, by plain Auto classes: safetensors only, no code of the model's own.
+
+4-bit weights (bitsandbytes' NF4, Dettmers et al. 2023, arXiv 2305.14314) and flash attention are for CUDA alone,
+and off unless they are asked for; requirements-cuda.txt names their packages.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +15,40 @@ import torch
 
 from jobs.config_base import ModelConfig
 from jobs.gpu.devices import check_dtype
+from jobs.gpu.processors import read_processor
+from jobs.gpu.profiles import Profile, apply_profile, profile_for
 from jobs.models import DEMO, check_model, location
 from jobs.reporter import Reporter
 from storage.errors import PlumbError, UserError
 
 
+#: Parts of a model that stay in 16 bits when the rest is loaded in 4: few weights, and the pictures depend on them.
+NOT_IN_4BIT = (
+    "lm_head",
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "multi_modal_projector",
+    "connector",
+    "embed_vision",
+)
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A model in `eval` mode on its device, with the processor that feeds it."""
+    """A model in `eval` mode on its device, with the processor that feeds it.
+
+    Attributes:
+        profile: what was changed about the processor, in the processor itself (profiles.py).
+        revision: the commit of a hub's model; None for the demo and for folders.
+    """
 
     name: str
     model: Any
     processor: Any
     device: torch.device
+    profile: Profile = Profile()
+    revision: str | None = None
 
     @property
     def context(self) -> int | None:
@@ -32,22 +58,45 @@ class Loaded:
 
 def load_for(config: ModelConfig, device: torch.device, models_dir: Path, reporter: Reporter) -> Loaded:
     """The base model that a job's configuration asks for, as `load` does."""
-    return load(config.model, config.dtype, device, models_dir, reporter)
+    return load(
+        config.model,
+        config.dtype,
+        device,
+        models_dir,
+        reporter,
+        attention=config.attention,
+        quantization=config.quantization,
+        image_fit=config.image_fit,
+        system_prompt=config.system_prompt,
+    )
 
 
-def load(name: str, dtype: str, device: torch.device, models_dir: Path, reporter: Reporter) -> Loaded:
+def load(
+    name: str,
+    dtype: str,
+    device: torch.device,
+    models_dir: Path,
+    reporter: Reporter,
+    *,
+    attention: str = "sdpa",
+    quantization: str = "none",
+    image_fit: str = "auto",
+    system_prompt: str = "auto",
+) -> Loaded:
     """Load a base model, assembling the demo VLM first where it is asked for and not there yet.
 
     Args:
         dtype: "auto" takes what the weights were saved in.
         models_dir: where the demo VLM is kept.
+        attention, quantization, image_fit, system_prompt: as `ModelConfig` has them.
 
     Raises:
         UserError: the name leads nowhere, the folder holds no image-text-to-text model, its weights are
-            pickles, or the precision doesn't suit the device.
+            pickles, or precision, quantization or attention don't suit the device.
     """
     check_model(name)
     wanted = check_dtype(dtype, device)
+    check_extras(attention, quantization, dtype, device)
     folder = location(name, models_dir)
     if name == DEMO:
         assert folder is not None
@@ -58,10 +107,62 @@ def load(name: str, dtype: str, device: torch.device, models_dir: Path, reporter
     _check_kind(name, config)
     if folder is not None:
         refuse_pickles(name, folder, "model")
-    model, processor = _read_model(name, source, wanted)
+    settings = {"attn_implementation": attention, **quantized(quantization, wanted, device)}
+    model, processor = _read_model(name, source, wanted, settings)
     _check_processor(name, processor)
-    model.to(device).eval()
-    return Loaded(name, model, processor, device)
+    profile = profile_for(name, config, processor, image_fit, system_prompt)
+    apply_profile(profile, processor)
+    if quantization == "none":  # weights in 4 bits are on their device already, and can't be moved
+        model.to(device)
+    return Loaded(name, model.eval(), processor, device, profile, getattr(model.config, "_commit_hash", None))
+
+
+def check_extras(attention: str, quantization: str, dtype: str, device: torch.device) -> None:
+    """Refuse what the device, the precision or the installed packages can't do.
+
+    Raises:
+        UserError: names the setting, its value and what to set instead.
+    """
+    extras = (
+        ("attention", attention, "flash_attention_2", "flash_attn", "flash-attn", "sdpa"),
+        ("quantization", quantization, "4bit", "bitsandbytes", "bitsandbytes", "none"),
+    )
+    for field, value, extra, module, package, plain in extras:
+        if value != extra:
+            continue
+        if device.type != "cuda":
+            raise UserError(
+                f"{field} {value!r} runs on CUDA alone, and this job's device is {device.type!r}. "
+                f"Set {field} to {plain!r}, or choose a CUDA device."
+            )
+        if find_spec(module) is None:
+            raise UserError(
+                f"{field} {value!r} needs the package {package}, which isn't installed. "
+                f"Install requirements-cuda.txt, or set {field} to {plain!r}."
+            )
+    if attention == "flash_attention_2" and dtype == "float32":
+        raise UserError(
+            "attention 'flash_attention_2' computes in 16 bits, and dtype is 'float32'. "
+            "Set dtype to 'bfloat16', or attention to 'sdpa'."
+        )
+
+
+def quantized(quantization: str, dtype: torch.dtype | str, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told beside: NF4 with double quantization on this device, or nothing."""
+    if quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if isinstance(dtype, str):
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(NOT_IN_4BIT),
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def _assemble_demo(folder: Path, reporter: Reporter) -> None:
@@ -129,18 +230,19 @@ def refuse_pickles(name: str, folder: Path, what: str) -> None:
     raise UserError(f"The {what} {name!r} has no weights: there is no .safetensors file in {folder.name}.")
 
 
-def _read_model(name: str, source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def _read_model(name: str, source: str, dtype: torch.dtype | str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText
 
-    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    arguments = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, **settings}
     try:
         try:
-            model = AutoModelForImageTextToText.from_pretrained(source, attn_implementation="sdpa", **arguments)
+            model = AutoModelForImageTextToText.from_pretrained(source, **arguments)
         except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
+            if "scaled_dot_product_attention" not in str(error) or settings["attn_implementation"] != "sdpa":
                 raise
-            model = AutoModelForImageTextToText.from_pretrained(source, attn_implementation="eager", **arguments)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            arguments["attn_implementation"] = "eager"
+            model = AutoModelForImageTextToText.from_pretrained(source, **arguments)
+        processor = read_processor(source, model.config)
     except (OSError, ValueError, KeyError) as error:
         if "safetensors" in str(error):
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jobs.runs import RunFolder
 from storage.errors import PlumbError, UserError
 
 WEIGHTS = "adapter_model.safetensors"
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,16 @@ def frozen_adapter(run: RunFolder, adapter: int) -> FrozenAdapter:
     return found
 
 
-def language_linears(model: Any) -> str:
-    """A regular expression for all linear layers of the language model but its head (paper.md, section 4).
+def language_linears(model: Any, targets: Sequence[str] = ()) -> str:
+    """A regular expression for linear layers of the language model, never its head (paper.md, section 4).
 
     PEFT matches it against whole module names. The vision tower and the projector lie outside.
 
+    Args:
+        targets: names of layers, as q_proj; none: all linear ones.
+
     Raises:
+        UserError: a target that isn't a linear layer there, or is the head.
         PlumbError: the model's language part can't be told apart.
     """
     prefix = language_prefix(model)
@@ -66,10 +71,22 @@ def language_linears(model: Any) -> str:
         name.rsplit(".", 1)[-1]
         for name, module in model.get_submodule(prefix).named_modules()
         if isinstance(module, nn.Linear) and module is not head
-    } - {"lm_head"}
+    } - {HEAD}
     if not leaves:
         raise PlumbError(f"The language model of this base ({prefix}) has no linear layers for LoRA.")
-    return rf"{re.escape(prefix)}\.(?:.+\.)?(?:{'|'.join(sorted(leaves))})"
+    there = ", ".join(sorted(leaves))
+    for target in targets:
+        if target == HEAD:
+            raise UserError(
+                f"lora_targets: {HEAD} is the vocabulary's head, which gets no LoRA: log-probabilities are taken "
+                f"with its weights as they are. Leave it out; there are {there}."
+            )
+        if target not in leaves:
+            raise UserError(
+                f"lora_targets: {target!r} is no linear layer of the language model; there are {there}. "
+                "Name some of these with commas between them, or leave the field empty for all."
+            )
+    return rf"{re.escape(prefix)}\.(?:.+\.)?(?:{'|'.join(sorted(set(targets) or leaves))})"
 
 
 def language_prefix(model: Any) -> str:
@@ -117,30 +134,60 @@ def last_part(name: str) -> str:
 def attach(loaded: Loaded, folders: dict[str, tuple[Path, str]]) -> Any:
     """The model with adapters on it: {name in PEFT: (folder, label for people)}. In `eval` mode, none trainable.
 
+    An adapter's own projector, where it has one, speaks with it; the base keeps its own.
+
     Raises:
         UserError: an adapter that isn't a LoRA in safetensors for this base, or whose layers aren't the base's.
     """
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     model = loaded.model
     for name, (folder, label) in folders.items():
         check_adapter(folder, loaded.name, label)
-        try:
-            if isinstance(model, PeftModel):
-                result = model.load_adapter(str(folder), adapter_name=name, torch_device=str(loaded.device))
-                strange = list(result.unexpected_keys)
-            else:
-                model = PeftModel.from_pretrained(
-                    model, str(folder), adapter_name=name, torch_device=str(loaded.device)
-                )
-                strange = []
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise UserError(
-                f"The adapter {label!r} doesn't fit {loaded.name!r}: {first_line(str(error))}"
-            ) from error
-        if strange:
-            raise UserError(f"The adapter {label!r} doesn't fit {loaded.name!r}: it brings {strange[0]}.")
+        with fitting(label, loaded.name):
+            if not isinstance(model, PeftModel):
+                settings = LoraConfig.from_pretrained(str(folder))
+                settings.inference_mode = True
+                model = get_peft_model(model, settings, adapter_name=name)
+            result = model.load_adapter(str(folder), adapter_name=name, torch_device=str(loaded.device))
+        check_loaded(result, name, label, loaded.name)
     return model.eval()
+
+
+@contextlib.contextmanager
+def fitting(label: str, base: str) -> Iterator[None]:
+    """Within it, what PEFT raises about an adapter that isn't this base's becomes one sentence.
+
+    Raises:
+        UserError: that sentence.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        # torch names the layers from the second line on.
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        told = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else first_line(str(error))
+        if isinstance(error, KeyError):
+            told = f"it lacks {told}"
+        raise UserError(
+            f"The adapter {label!r} doesn't fit {base!r}: {told.rstrip('.')}. Choose the base that it was trained on."
+        ) from error
+
+
+def check_loaded(result: Any, name: str, label: str, base: str) -> None:
+    """Refuse an adapter that brought weights for layers that aren't there, or none for some of its own.
+
+    Args:
+        result: what PEFT's loading returned.
+        name: the adapter's name in PEFT.
+
+    Raises:
+        UserError: names the first such layer.
+    """
+    own = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
+    told = f"it brings {result.unexpected_keys[0]}" if result.unexpected_keys else f"it lacks {own[0]}" if own else ""
+    if told:
+        raise UserError(f"The adapter {label!r} doesn't fit {base!r}: {told}. Choose the base that it was trained on.")
 
 
 @contextlib.contextmanager

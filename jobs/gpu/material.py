@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.configs import DpoConfig, TrainConfig
+from jobs.configs import DpoConfig, SteerlmConfig, TrainConfig
 from jobs.gpu.answering import end_tokens
 from jobs.gpu.collate import PreparedCollator, StockCollator, as_dataset, check_rows
 from jobs.gpu.loading import Loaded
 from jobs.gpu.prepared import ROW_WISE, Prepared, check_lengths, prepare
-from jobs.gpu.references import Found, ReferenceBook, answer_keys, context_of, look_up
+from jobs.gpu.references import Found, ReferenceBook, answer_keys, context_of, digest, look_up
 from jobs.gpu.shared_prefix import why_not
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
@@ -78,17 +78,23 @@ def read_rows(run: RunFolder, config: TrainConfig, reporter: Reporter) -> list[d
 
 
 def stock_reason(loaded: Loaded, config: TrainConfig, reporter: Reporter) -> str | None:
-    """Why rows run the stock way, None where the image and prompt of a pair are computed once; the log says so.
+    """Why rows run the stock way, None where they run ours (shared_prefix.py); the log says so.
 
     Raises:
         UserError: the model runs on flash attention.
     """
     wanted = not isinstance(config, DpoConfig) or config.shared_prefix
     reason = why_not(loaded.model) if wanted else "the settings ask for it"
-    if reason is None:
-        reporter.note("Each pair runs as one sequence: image and prompt are computed once for both answers.")
+    if isinstance(config, DpoConfig):
+        ours = "Each pair runs as one sequence: image and prompt are computed once for both answers."
+        stock = "Each pair runs as two sequences, the stock way"
+    elif isinstance(config, SteerlmConfig) and config.shared_prefix:
+        ours = "A sample's answers in a batch run as one sequence: image and question are computed once for all."
+        stock = "Each answer runs as a sequence of its own, the stock way"
     else:
-        reporter.note(f"Each pair runs as two sequences, the stock way: {reason}.")
+        ours = "Each row is scored at its answer alone; its images are prepared once."
+        stock = "Rows run the stock way"
+    reporter.note(ours if reason is None else f"{stock}: {reason}.")
     return reason
 
 
@@ -176,8 +182,14 @@ def find_references(
     compute: Compute,
     batch_size: int,
     reporter: Reporter,
+    places: Sequence[int] | None = None,
+    changed: str = "",
 ) -> tuple[dict[int, tuple[float, float]], Found]:
     """What the reference thinks of every pair, so that training runs no reference.
+
+    Args:
+        places: of the pairs that are asked about; all where it is None.
+        changed: what `compute` changes in a pair before it asks ("image blanked"): such have keys of their own.
 
     Returns:
         of each pair's place the log-probabilities of its chosen and its rejected answer; and what it cost.
@@ -186,7 +198,11 @@ def find_references(
         Stopped: asked to stop; what was computed is kept.
         PlumbError: the reference gives something that is not a number.
     """
-    places = [place for place, row in enumerate(material.rows) if row.get("kind", "pair") == "pair"]
+    if places is None:
+        places = [place for place, row in enumerate(material.rows) if row.get("kind", "pair") == "pair"]
+    keys = answer_keys(run, [material.rows[place] for place in places])
+    if changed:
+        keys = [(digest([changed, chosen]), digest([changed, rejected])) for chosen, rejected in keys]
     reporter.phase("computing the reference's log-probabilities")
     told = every_second(lambda done: reporter.progress(done, len(places), "pairs"))
 
@@ -206,7 +222,7 @@ def find_references(
     lengths = material.lengths
     values, found = look_up(
         book,
-        answer_keys(run, [material.rows[place] for place in places]),
+        keys,
         [lengths[place] for place in places],
         batch_size,
         lambda chosen: compute([places[number] for number in chosen]),
@@ -214,7 +230,7 @@ def find_references(
         wait,
     )
     reporter.note(
-        f"Reference: {found.known} of {found.known + found.computed} answers were known from earlier runs, "
+        f"Reference{f' ({changed})' if changed else ''}: {found.known} of {found.known + found.computed} answers were known from earlier runs, "
         f"{found.computed} computed in {found.forwards} forward passes."
     )
     return dict(zip(places, values, strict=True)), found

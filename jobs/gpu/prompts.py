@@ -100,25 +100,35 @@ def encode(processor: Any, conversations: Sequence[Messages]) -> dict[str, Any]:
     """
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise PlumbError("The model's processor has no chat template; choose a model that was tuned to chat.")
-    arguments: dict[str, Any] = {
-        "add_generation_prompt": True,
-        "tokenize": True,
-        "return_dict": True,
-        "return_tensors": "pt",
-        "processor_kwargs": {"padding": True, "padding_side": "left"},
-    }
+
+    def encoded(chats: Sequence[Messages], **sanitize: bool) -> dict[str, Any]:
+        # A new dict each time: transformers writes into it what it was asked for.
+        padding = {"padding": True, "padding_side": "left"}
+        return dict(
+            processor.apply_chat_template(
+                list(chats),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs=padding,
+                **sanitize,
+            )
+        )
+
     try:
-        encoded = processor.apply_chat_template(list(conversations), sanitize_control_tokens=True, **arguments)
+        return encoded(conversations, sanitize_control_tokens=True)
     except NotImplementedError:
         # The tokenizer adds its first token itself (LLaVA-1.5): transformers' way can't, so break the words up.
         words = control_words(processor)
-        encoded = processor.apply_chat_template([disarmed(chat, words) for chat in conversations], **arguments)
-    return dict(encoded)
+        return encoded([disarmed(chat, words) for chat in conversations])
 
 
 def control_words(processor: Any) -> tuple[str, ...]:
     """Texts that the tokenizer would read as a token of its own, `<image>` among them."""
-    words = {*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)}
+    tokenizer = processor.tokenizer
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    words = {*added, *tokenizer.all_special_tokens, getattr(processor, "image_token", None)}
     return tuple(sorted(word for word in words if word and len(word) > 1))
 
 

@@ -21,7 +21,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from jobs.gpu.loading import Loaded
 from jobs.gpu.prompts import chunks, image_names
+from jobs.gpu.ranks import first_here
 from jobs.models import location
 from jobs.reporter import versions
 from jobs.runs import RunFolder
@@ -276,10 +277,12 @@ def look_up(
         PlumbError: a log-probability is not a number.
     """
     forwards = 0
-    if all(book.get(key) is not None for pair in keys for key in pair):
-        return _values(book, keys), Found(len({key for pair in keys for key in pair}), 0, 0)
+    wanted = {key for pair in keys for key in pair}
+    if not first_here():
+        follow(book, wanted, wait)
+    if all(book.get(key) is not None for key in wanted):
+        return _values(book, keys), Found(len(wanted), 0, 0)
     with book.turn(wait):
-        wanted = {key for pair in keys for key in pair}
         known = sum(book.get(key) is not None for key in wanted)
         missing = [place for place, pair in enumerate(keys) if any(book.get(key) is None for key in pair)]
         missing.sort(key=lambda place: lengths[place])
@@ -300,6 +303,19 @@ def look_up(
             book.add(found)
         tell(len(missing), len(missing))
     return _values(book, keys), Found(known, len(wanted) - known, forwards)
+
+
+def follow(book: ReferenceBook, wanted: Iterable[str], wait: Callable[[], None]) -> None:
+    """Wait until the first of a training's processes has computed all of these; it tells how far it is.
+
+    `wait` may raise: where the first one fails, whoever started the processes ends this one.
+    """
+    missing = {key for key in wanted if book.get(key) is None}
+    while missing:
+        wait()
+        time.sleep(WAIT_SECONDS)
+        book.read()
+        missing = {key for key in missing if book.get(key) is None}
 
 
 def _values(book: ReferenceBook, keys: Sequence[tuple[str, str]]) -> list[tuple[float, float]]:

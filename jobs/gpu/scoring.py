@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from jobs.gpu.material import Material
 
+#: Of each pair's place the reference's log-probabilities of its chosen and its rejected answer.
+References = Mapping[int, tuple[float, float]]
+
 #: What a batch brings beside the model's own arguments.
 NOT_FOR_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps"})
+
+#: Far below what a pixel tells, and no zero in bfloat16 either.
+NEARLY_ZERO = 1e-6
 
 
 class PairScorer:
@@ -50,3 +56,48 @@ class PairScorer:
             model.train(training)
         chosen, rejected = found.float().sum(dim=1).chunk(2)
         return chosen, rejected
+
+
+def blanked(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with every image replaced by a plain one of the processor's mean colour.
+
+    Processors subtract the mean, so that zero is its colour. The SmolVLM family and LLaVA-NeXT fill rows up with
+    images, or tiles, of zeros alone, and SmolVLM drops such: there they stay zero, and the real ones don't.
+    """
+    changed = dict(batch)
+    for name, value in batch.items():
+        if name.startswith("pixel_values"):
+            changed[name] = torch.full_like(value, NEARLY_ZERO)
+            if value.dim() == 5:  # rows, images or tiles, colours, height, width
+                changed[name][(value == 0).flatten(2).all(dim=2)] = 0.0
+    return changed
+
+
+def reward_metrics(
+    places: Sequence[int],
+    scores: tuple[Sequence[float], Sequence[float]],
+    references: References,
+    beta: float,
+) -> dict[str, float]:
+    """What pairs say of a policy, as means over them, each weighing alike.
+
+    An answer's reward is β (log π(y|x) − log π_ref(y|x)), which a policy is trained to by DPO (Rafailov et al.
+    2023, arXiv 2305.18290, section 4). A pair counts as right where its chosen answer has more of it.
+
+    Args:
+        scores: of each place the policy's log-probabilities of its chosen and of its rejected answer.
+    """
+    count = len(places)
+    rewards = [
+        [beta * (score - references[place][side]) for place, score in zip(places, scores[side], strict=True)]
+        for side in (0, 1)
+    ]
+    margins = [chosen - rejected for chosen, rejected in zip(*rewards, strict=True)]
+    return {
+        "reward_chosen": sum(rewards[0]) / count,
+        "reward_rejected": sum(rewards[1]) / count,
+        "reward_margin": sum(margins) / count,
+        "reward_accuracy": sum(margin > 0 for margin in margins) / count,
+        "logp_chosen": sum(scores[0]) / count,
+        "logp_rejected": sum(scores[1]) / count,
+    }

@@ -11,6 +11,10 @@ but for rounding. Prior art for text: Wang and Hegde 2024 (arXiv 2410.20305).
 Three things more are saved: the tokens that both answers begin with count as shared; the last token of an answer
 predicts nothing and is left out; the vocabulary's head runs at the answers' tokens alone (token_scores.py).
 
+Supervised rows come in two ways. SteerLM's four answers of a sample begin alike, too, up to the first of their
+attributes: they are one row with as many branches (layout.py). Rows that share nothing stay rows, and save the
+vision tower's gradient, the padding's mask and the vocabulary at all tokens but the answers'.
+
 `SharedPrefix` stands in for a model's `forward` where TRL calls it, takes the stacked rows of TRL's collator (or
 of ours) and hands back scores in the stacked shape: TRL's losses don't notice.
 """
@@ -20,7 +24,6 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from jobs.gpu.layout import Layout, lay_out
 from jobs.gpu.lora import language_prefix
 from jobs.gpu.token_scores import TokenScores, score_tokens
 from storage.errors import UserError
@@ -59,7 +63,7 @@ def why_not(model: Any) -> str | None:
     if attention not in ("sdpa", "eager", ATTENTION):
         raise UserError(
             f"The attention implementation {attention!r} can't take the mask of a shared prefix: it would read it "
-            "as padding and give wrong numbers without a word. Load the model with sdpa."
+            "as padding and give wrong numbers without a word. Set attention to 'sdpa', or shared_prefix to false."
         )
     if config.model_type not in FAMILIES:
         return f"a model of type {config.model_type!r} was not tested with a shared prefix"
@@ -72,75 +76,6 @@ def why_not(model: Any) -> str | None:
     if any(getattr(text, name, None) not in (None, 1, 1.0) for name in RESCALED):
         return "its language model rescales what the head gives"
     return None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each token of the packed rows comes from and what it sees. B pairs, stacked rows of T, packed of L."""
-
-    source: torch.Tensor  #: (B, L): index into the 2B × T stacked tokens
-    columns: torch.Tensor  #: (B, L): the token's column in its own stacked row; its position in plain text
-    shared: torch.Tensor  #: (B,): tokens that both rows begin with
-    causal: int  #: the first so many packed tokens are shared in every row: plain causal attention
-    sees: torch.Tensor  #: (B, 1, L − causal, L), bool: what the other tokens see
-    picks: torch.Tensor  #: (labels,): index into the B × L packed tokens of what predicts each label
-    targets: torch.Tensor  #: (labels,): the labels, in the order of the stacked rows
-    labelled: torch.Tensor  #: (2B, T − 1), bool: where the scores belong
-
-
-def lay_out(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, all_masked: bool = False
-) -> Layout:
-    """Plan the packed rows of a stacked batch.
-
-    Args:
-        input_ids, attention_mask, labels: (2B, T), chosen rows over rejected rows, padded on the right; labels
-            are −100 where a token isn't scored.
-        all_masked: no plain causal part; `sees` covers every token, for eager attention.
-
-    Raises:
-        ValueError: an odd number of rows, or padding on the left.
-    """
-    rows, width = input_ids.shape
-    if rows % 2:
-        raise ValueError(f"{rows} rows are not chosen rows over rejected rows")
-    pairs, device = rows // 2, input_ids.device
-    real = attention_mask.bool()
-    sizes = real.sum(dim=1)
-    same = (
-        (input_ids[:pairs] == input_ids[pairs:]) & (labels[:pairs] == labels[pairs:]) & real[:pairs] & real[pairs:]
-    )
-    shared = same.long().cumprod(dim=1).sum(dim=1)
-    # The last token of a row predicts nothing.
-    chosen, rejected = (sizes[half] - 1 - shared for half in (slice(None, pairs), slice(pairs, None)))
-    chosen, rejected = chosen.clamp(min=0), rejected.clamp(min=0)
-    ends = shared + chosen + rejected
-    ragged = (real[:, 1:] & ~real[:, :-1]).any()
-    length, causal, padded_left = torch.stack([ends.max(), shared.min(), ragged.long()]).tolist()
-    if padded_left:
-        raise ValueError("the rows are padded on the left; the shared prefix takes right-padded rows")
-    if all_masked:
-        causal = 0
-
-    place = torch.arange(length, device=device)
-    pair = torch.arange(pairs, device=device)[:, None]
-    turn = (shared + chosen)[:, None]  # where the rejected answer begins
-    second, padding = place >= turn, place >= ends[:, None]
-    columns = torch.where(second, place - chosen[:, None], place)
-    # Padding repeats the chosen row's last token: an answer's, never an image's.
-    columns = torch.where(padding, sizes[:pairs, None] - 1, columns)
-    source = (pair + pairs * (second & ~padding)) * width + columns
-
-    part = (place >= shared[:, None]).long() + second.long() + padding.long()  # shared, chosen, rejected, padding
-    asking, asked = part[:, causal:, None], part[:, None, :]
-    sees = ((asked == 0) | (asked == asking)) & (place <= place[causal:, None])
-
-    labelled = labels[:, 1:] != -100
-    row, before = labelled.nonzero(as_tuple=True)  # `before`: the column of the token that predicts the label
-    own = row % pairs
-    moved = (row >= pairs) & (before >= shared[own])
-    picks = own * length + before + moved * chosen[own]
-    return Layout(source, columns, shared, causal, sees[:, None], picks, labels[:, 1:][labelled], labelled)
 
 
 def attend(
@@ -229,32 +164,42 @@ class SharedPrefix:
         self._model.forward = self._stock
 
     def score(self, labels: torch.Tensor, named: dict[str, Any]) -> Any:
-        """Scores of a stacked batch's labels, each of shape (2B, T − 1).
+        """Scores of a stacked batch's labels, each of shape (rows, T − 1).
 
-        With `alone` among the arguments the rows share nothing, and bring their own images.
+        Rows are chosen over rejected ones, with the images as `images_once` says. With `groups` among the
+        arguments they are as `lay_out` takes them, and each group brings its images once. With `alone` they share
+        nothing, bring their own images, and are padded on the right.
         """
         ids = named["input_ids"]
-        alone = named.pop("alone", False)
+        alone, groups = named.pop("alone", False), named.pop("groups", None)
         images = images_of(named)
         if alone:
             return self._score_alone(labels, images, named)
-        if not self.on:
+        if not self.on and groups is None:
             plain = {key: value for key, value in named.items() if key not in images}
             if self.images_once:
                 images = {key: torch.cat([value, value]) for key, value in images.items()}
             return self._stock(**plain, **images, labels=labels, fused_lm_head=True)
-        if not self.images_once:
+        if not self.images_once and groups is None:
             images = {key: value[: len(value) // 2] for key, value in images.items()}
-        layout = lay_out(ids, named["attention_mask"], labels, self._eager)
+        layout = lay_out(ids, named["attention_mask"], labels, self._eager, groups)
         hidden = self._hidden(ids, layout, images, named)
         return self._spread(hidden.flatten(0, 1)[layout.picks], layout.targets, layout.labelled)
 
     def _score_alone(
         self, labels: torch.Tensor, images: dict[str, torch.Tensor], named: dict[str, Any]
     ) -> TokenScores:
-        """Rows as they are, with the vocabulary's head at what predicts the labels alone."""
-        plain = {name: value for name, value in named.items() if name not in images}
-        hidden = self._model.base_model(**plain, **self._encoded(images)).last_hidden_state
+        """Rows as they are, with the vocabulary's head at what predicts the labels alone.
+
+        Without a mask: padding stands on the right, where causal attention never looks, and attention without a
+        mask is the fast one.
+        """
+        hidden = self._model.base_model(
+            input_ids=named["input_ids"],
+            position_ids=self._stock_positions(named["input_ids"], images, named),
+            use_cache=False,
+            **self._encoded(images),
+        ).last_hidden_state
         labelled = labels[:, 1:] != -100
         return self._spread(hidden[:, :-1][labelled], labels[:, 1:][labelled], labelled)
 
@@ -300,19 +245,31 @@ class SharedPrefix:
         self, ids: torch.Tensor, layout: Layout, images: dict[str, torch.Tensor], named: Mapping[str, Any]
     ) -> torch.Tensor:
         """(B, L), or (3, B, L) where the model has positions in time, height and width (Qwen-VL)."""
-        grid, kinds = images.get("image_grid_thw"), named.get("mm_token_type_ids")
-        if grid is None or kinds is None:
+        stock = self._stock_positions(ids, images, named, layout.heads)
+        if stock is None:
             return layout.columns
-        pairs = len(layout.shared)
-        stock, _ = self._model.base_model.get_rope_index(
-            ids[:pairs], kinds[:pairs], image_grid_thw=grid, attention_mask=named["attention_mask"][:pairs]
-        )
         inside = torch.arange(ids.shape[1], device=ids.device) < layout.shared[:, None]
         # Text after the shared part goes on from the largest position there, alike in all three.
         last = torch.where(inside, stock.amax(dim=0), -1).amax(dim=1, keepdim=True)
         onward = last + 1 + layout.columns - layout.shared[:, None]
         within = stock.gather(2, layout.columns.expand(3, -1, -1).clamp(max=ids.shape[1] - 1))
         return torch.where(layout.columns < layout.shared[:, None], within, onward)
+
+    def _stock_positions(
+        self,
+        ids: torch.Tensor,
+        images: dict[str, torch.Tensor],
+        named: Mapping[str, Any],
+        heads: torch.Tensor | slice = slice(None),
+    ) -> torch.Tensor | None:
+        """The model's own positions of these rows, (3, rows, T); None where they are the columns' numbers."""
+        grid, kinds = images.get("image_grid_thw"), named.get("mm_token_type_ids")
+        if grid is None or kinds is None:
+            return None
+        positions: torch.Tensor = self._model.base_model.get_rope_index(
+            ids[heads], kinds[heads], image_grid_thw=grid, attention_mask=named["attention_mask"][heads]
+        )[0]
+        return positions
 
 
 def images_of(named: Mapping[str, Any]) -> dict[str, torch.Tensor]:

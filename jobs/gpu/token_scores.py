@@ -79,7 +79,7 @@ class _Scores(torch.autograd.Function):
                     weights /= total[:, None]
                     slope[part] = weight[targets[part]] - weights.to(weight.dtype) @ weight
             # The mean of the logits is the logit of the mean word: no pass over them.
-            mean = hidden.float() @ weight.float().mean(dim=0)
+            mean = hidden.float() @ weight.mean(dim=0, dtype=torch.float32)
             if bias is not None:
                 mean += bias.float().mean()
         if slope is not None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jobs.configs import TrainConfig
 from jobs.gpu.loading import Loaded
 from jobs.gpu.policy import POLICY
 from jobs.gpu.sampling import LengthBatches
 from jobs.gpu.shared_prefix import SharedPrefix
+from jobs.gpu.trackers import others
 from jobs.runs import RunFolder
+
+STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that is written
 
 
 class Common:
@@ -24,10 +32,15 @@ class Common:
     Attributes:
         prefix: the shared prefix in the model's place of `forward`; None on the stock path.
         collate_pairs: pairs → a batch, whatever is trained on.
+        step_places: of each batch of the step so far, its rows' places among the run's.
+        step_losses: of each of them the loss, on the device: nobody waits for it within a step.
     """
 
     prefix: SharedPrefix | None = None
     collate_pairs: Any = None
+    step_places: list[list[int]]
+    step_losses: list[torch.Tensor]
+    _coming: deque[list[int]]
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written at the end."""
@@ -37,6 +50,58 @@ class Common:
         lengths = (trainer.train_dataset if train_dataset is None else train_dataset)["length"]
         return LengthBatches(lengths, trainer.args.train_batch_size, trainer.args.data_seed)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers' optimizer, with the projector's parameters in groups of their own learning rate.
+
+        They come last: the learning rate that is told is the first group's, LoRA's.
+        """
+        trainer: Any = self
+        optimizer = cast(Any, super()).create_optimizer(model)
+        rate = trainer.accelerator.unwrap_model(trainer.model).projector_rate
+        apart_already = any(group.get("projector") for group in optimizer.param_groups)
+        if apart_already:
+            return optimizer
+        named = (trainer.model if model is None else model).named_parameters()
+        apart = {id(parameter) for name, parameter in named if "modules_to_save" in name}
+        for group in list(optimizer.param_groups):
+            moved = [parameter for parameter in group["params"] if id(parameter) in apart]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in apart]
+            if moved and rate is not None:
+                optimizer.add_param_group({**group, "params": moved, "lr": rate, "projector": True})
+        return optimizer
+
+    def get_train_dataloader(self) -> Any:
+        """The collator's, which tells what is in each batch: accelerate fetches one ahead, in order."""
+        trainer: Any = self
+        collate, self._coming = trainer.data_collator, deque()
+        self.step_places, self.step_losses = [], []
+        trainer.data_collator = Remembering(collate, self._coming)
+        try:
+            return cast(Any, super()).get_train_dataloader()
+        finally:
+            trainer.data_collator = collate
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        self.step_places.append(self._coming.popleft() if self._coming else [])
+        loss: torch.Tensor = cast(Any, super()).training_step(*arguments, **named)
+        self.step_losses.append(loss)
+        return loss
+
+    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **named: Any) -> dict[str, float]:
+        """As transformers' own, without a trace in the training; where there are no rows, callbacks are called.
+
+        Were noise not put back, the mere iterator over held-out rows would change the dropout that follows.
+        """
+        trainer: Any = self
+        with undisturbed(trainer.model):
+            if eval_dataset is None and trainer.eval_dataset is None:
+                trainer.control = trainer.callback_handler.on_evaluate(
+                    trainer.args, trainer.state, trainer.control, {}
+                )
+                return {}
+            found: dict[str, float] = cast(Any, super()).evaluate(eval_dataset, *arguments, **named)
+            return found
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint's weights: the policy alone. The reference can be made again from where it came."""
         trainer: Any = self
@@ -45,6 +110,62 @@ class Common:
         folder = Path(output_dir or trainer.args.output_dir)
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_adapter(model, folder, state_dict)
+
+
+class Remembering:
+    """A collator that tells which rows it was given.
+
+    Args:
+        coming: gets the places of each batch's rows.
+    """
+
+    def __init__(self, collate: Any, coming: deque[list[int]]) -> None:
+        self._collate, self._coming = collate, coming
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
+        self._coming.append([example["place"] for example in examples])
+        return self._collate(examples)
+
+
+Noise = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
+
+
+def noise() -> Noise:
+    """The state of everything that draws at random."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_noise(state: Noise) -> None:
+    """Go on drawing from there."""
+    python, arrays, torchs, cuda = state
+    random.setstate(python)
+    numpy.random.set_state(arrays)
+    torch.set_rng_state(torchs)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """After it, noise and each module's mode are as they were: looking at a model doesn't change its training."""
+    before, modes = noise(), [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        set_noise(before)
+        for module, training in modes:
+            module.training = training
+
+
+def any_process(holds: bool) -> bool:
+    """Whether it holds in one of the run's processes. All of them must ask at the same point."""
+    spread = torch.distributed
+    if not (spread.is_available() and spread.is_initialized() and spread.get_world_size() > 1):
+        return holds
+    told = torch.tensor(int(holds), device="cuda" if spread.get_backend() == "nccl" else "cpu")
+    spread.all_reduce(told, op=spread.ReduceOp.MAX)
+    return bool(told.item())
 
 
 def save_adapter(model: Any, folder: Path, state_dict: Any = None) -> None:
@@ -85,27 +206,28 @@ def common_settings(run: RunFolder, config: TrainConfig, loaded: Loaded) -> dict
         "save_total_limit": max(1, config.keep_checkpoints),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would show the mean in place of a NaN
-        "report_to": "none",
+        "report_to": others(config) or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": loaded.device.type == "cuda",
     }
 
 
 def last_checkpoint(run: RunFolder) -> Path | None:
-    """The newest whole checkpoint of the run; those that a crash tore are removed.
-
-    trainer_state.json is the last file that is written.
-    """
-    while run.checkpoints.is_dir():
-        found = get_last_checkpoint(str(run.checkpoints))
-        if found is None:
-            return None
-        try:
-            json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))
-            return Path(found)
-        except (OSError, ValueError):
-            shutil.rmtree(found)
+    """The newest whole checkpoint of the run; those that a crash tore are removed."""
+    for found in sorted(run.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True):
+        if is_whole(found):
+            return found
+        shutil.rmtree(found, ignore_errors=True)  # several processes may be at it
     return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def step_of(checkpoint: Path) -> int:

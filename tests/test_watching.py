@@ -1,0 +1,561 @@
+"""What is looked at along a run: the numbers against ones made by hand, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import nn
+
+import tiny
+import tiny_models
+from jobs.gpu.answering import end_tokens
+from jobs.gpu.answers import side_by_side, watched_rows
+from jobs.gpu.broken import MOST_NAMED
+from jobs.gpu.frames import answer_frame, answer_ids
+from jobs.gpu.prompts import encode, from_run
+from jobs.gpu.scoring import blanked, reward_metrics
+from jobs.gpu.trackers import check_trackers, read_lines
+from jobs.gpu.trainers import noise, undisturbed
+from jobs.gpu.watching import divergence, some
+from jobs.runs import RunFolder
+from jobs.worker import work
+from storage.errors import UserError
+from test_dpo_job import FAST, HELD_OUT, TIMED, dpo_run, last_end, metrics, pair
+from test_resume import apart, uneven_run
+from test_sft_job import answer, sft_run
+from test_sft_job import pair as sft_pair
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Against numbers made by hand
+
+
+@dataclass
+class Plain:
+    """transformers' own models: the base, and the same with the run's adapter."""
+
+    base: Any
+    policy: Any
+    processor: Any
+
+    def logits(self, model: Any, run: RunFolder, row: dict[str, Any], side: str, blank: bool = False) -> Any:
+        """Log-probabilities where `model` predicts an answer, (tokens, words), and the answer's tokens."""
+        messages = from_run(run, row["messages"])
+        encoded = encode(self.processor, [messages])
+        ends = end_tokens(model, self.processor.tokenizer)
+        ids = answer_ids(self.processor, row[side], answer_frame(self.processor, messages, ends))
+        images = {"pixel_values": encoded["pixel_values"]} if "pixel_values" in encoded else {}
+        if blank:
+            images = {"pixel_values": torch.zeros_like(encoded["pixel_values"])}
+        whole = torch.cat([encoded["input_ids"], torch.tensor([ids])], dim=1)
+        with torch.no_grad():
+            found = model(input_ids=whole, **images).logits[0]
+        return found[-len(ids) - 1 : -1].log_softmax(dim=-1), torch.tensor(ids)
+
+    def score(self, model: Any, *arguments: Any) -> float:
+        words, ids = self.logits(model, *arguments)
+        return float(words.gather(1, ids[:, None]).sum())
+
+
+def plain(run: RunFolder) -> Plain:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    def load() -> Any:
+        return AutoModelForImageTextToText.from_pretrained(tiny.tiny_llava(), dtype=torch.float32).eval()
+
+    processor = AutoProcessor.from_pretrained(tiny.tiny_llava())
+    return Plain(load(), PeftModel.from_pretrained(load(), run.adapter).eval(), processor)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("watching") / "run"
+    names = [tiny.store(folder.parent / "images", tiny.picture(colour))[0] for colour in ("red", "blue", "green")]
+    rows = [pair(number, names[: number % 3]) for number in range(8)]
+    # Held-out rows without an image are among them: they have no blanked twin.
+    rows += [pair(number, names[: number % 3], "heldout") for number in range(20, 26)]
+    rows += [pair(number, names[:1], "report", chosen="yes " * (number - 29)) for number in range(30, 33)]
+    run = dpo_run(folder, {**FAST, "beta": 0.3}, rows)
+    assert work(run.path) == 0, last_end(run)
+    return run
+
+
+def by_hand(run: RunFolder, split: str, beta: float, blank: bool = False) -> dict[str, float]:
+    models = plain(run)
+    rows = [row for row in run.rows() if row["split"] == split and row.get("kind", "pair") == "pair"]
+    if blank:
+        rows = [row for row in rows if any(part["type"] == "image" for part in row["messages"][-1]["content"])]
+    scores = [
+        [models.score(models.policy, run, row, side, blank) for row in rows] for side in ("chosen", "rejected")
+    ]
+    known = [[models.score(models.base, run, row, side, blank) for row in rows] for side in ("chosen", "rejected")]
+    rewards = [
+        [beta * (ours - theirs) for ours, theirs in zip(*both, strict=True)]
+        for both in zip(scores, known, strict=True)
+    ]
+    margins = [chosen - rejected for chosen, rejected in zip(*rewards, strict=True)]
+    count = len(rows)
+    return {
+        "reward_chosen": sum(rewards[0]) / count,
+        "reward_rejected": sum(rewards[1]) / count,
+        "reward_margin": sum(margins) / count,
+        "reward_accuracy": sum(margin > 0 for margin in margins) / count,
+        "logp_chosen": sum(scores[0]) / count,
+        "logp_rejected": sum(scores[1]) / count,
+        "loss": sum(math.log1p(math.exp(-margin)) for margin in margins) / count,
+    }
+
+
+def test_held_out_and_reported_numbers_are_those_made_by_hand(trained: RunFolder) -> None:
+    step, told = metrics(trained, "heldout_loss")[-1]
+    assert step == 8
+    for name, value in by_hand(trained, "heldout", 0.3).items():
+        assert told[f"heldout_{name}"] == pytest.approx(value, abs=1e-3)
+    ((at, reported),) = metrics(trained, "report_loss")
+    assert at == 8
+    for name, value in by_hand(trained, "report", 0.3).items():
+        assert reported[f"report_{name}"] == pytest.approx(value, abs=1e-3)
+    # "yes " once, twice, three times, an end token each; "no" and an end token.
+    tokens = {"report_chosen_tokens": (3 + 7 + 11) / 3 + 1, "report_rejected_tokens": 3.0}
+    assert {name: reported[name] for name in tokens} == pytest.approx(tokens)
+
+
+def test_the_blanked_margin_blanks_the_reference_too(trained: RunFolder) -> None:
+    told = metrics(trained, "heldout_blank_margin")[-1][1]["heldout_blank_margin"]
+    blank = by_hand(trained, "heldout", 0.3, blank=True)["reward_margin"]
+    assert told == pytest.approx(blank, abs=1e-3)
+    assert abs(blank - by_hand(trained, "heldout", 0.3)["reward_margin"]) > 1e-2
+
+
+def test_the_divergence_is_exact_over_the_vocabulary(trained: RunFolder) -> None:
+    models = plain(trained)
+    total, tokens = 0.0, 0
+    for row in trained.rows():
+        if row["split"] != "heldout":
+            continue
+        ours, _ = models.logits(models.policy, trained, row, "chosen")
+        theirs, _ = models.logits(models.base, trained, row, "chosen")
+        total += float((ours.exp() * (ours - theirs)).sum())
+        tokens += len(ours)
+    assert total > 0
+    assert metrics(trained, "heldout_kl")[-1][1]["heldout_kl"] == pytest.approx(total / tokens, rel=1e-3)
+
+
+def test_the_divergence_of_tiles_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head, ours, theirs = nn.Linear(8, 50), torch.randn(7, 8), torch.randn(7, 8)
+    words = [head(hidden).log_softmax(dim=1) for hidden in (ours, theirs)]
+    wanted = torch.nn.functional.kl_div(words[1], words[0], log_target=True, reduction="none").sum(dim=1)
+    for tile in (1, 100, 1 << 20):
+        monkeypatch.setattr("jobs.gpu.watching.TILE", tile)
+        assert torch.allclose(divergence(ours, theirs, head), wanted, atol=1e-5)
+    assert divergence(ours, ours, head).abs().max() == 0
+
+    class Text:
+        final_logit_softcapping = 3.0
+        logit_scale = 2.0
+
+    capped = [(torch.tanh(head(hidden) * 2 / 3) * 3).log_softmax(dim=1) for hidden in (ours, theirs)]
+    wanted = (capped[0].exp() * (capped[0] - capped[1])).sum(dim=1)
+    assert torch.allclose(divergence(ours, theirs, head, Text()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["steerlm", "rejection", "sft"])
+def test_every_method_has_rewards_on_pairs(tmp_path: Path, kind: str) -> None:
+    """β is 0.1 where a method has none; the loss is that of its own rows."""
+    run = sft_run(tmp_path / "run", kind)
+    assert work(run.path) == 0, last_end(run)
+    found = metrics(run, "heldout_reward_margin")
+    assert [step for step, _ in found] == [4, 8]
+    assert all(set(values) == {f"heldout_{name}" for name in HELD_OUT} for _, values in found)
+    for split in ("heldout", "report"):
+        told = metrics(run, f"{split}_reward_margin")[-1][1]
+        for name, value in by_hand(run, split, 0.1).items():
+            if name != "loss":
+                assert told[f"{split}_{name}"] == pytest.approx(value, abs=1e-3)
+    assert "report_loss" not in metrics(run, "report_reward_margin")[-1][1]
+    steps = [event["values"] for event in tiny.events(run, "metric") if "loss" in event["values"]]
+    assert all("rows_per_second" in values and "pairs_per_second" not in values for values in steps)
+
+
+def test_pairs_alone_can_be_held_out(tmp_path: Path) -> None:
+    """No held-out rows of the trained kind: no held-out loss, and all the rest."""
+    rows = [answer("sft", number, []) for number in range(8)]
+    run = sft_run(tmp_path / "run", "sft", rows=rows + [sft_pair("sft", number, []) for number in range(20, 23)])
+    assert work(run.path) == 0, last_end(run)
+    found = metrics(run, "heldout_reward_margin")
+    assert [step for step, _ in found] == [4, 8]
+    # Without images there is nothing to blank.
+    assert set(found[0][1]) == {f"heldout_{name}" for name in HELD_OUT - {"loss", "blank_margin"}}
+
+
+def test_reward_metrics_of_a_small_table() -> None:
+    found = reward_metrics([7, 3], ([-1.0, -4.0], [-2.0, -3.0]), {7: (-2.0, -2.0), 3: (-4.0, -4.0)}, 0.5)
+    assert found == pytest.approx(
+        {
+            "reward_chosen": 0.25,
+            "reward_rejected": 0.25,
+            "reward_margin": 0.0,
+            "reward_accuracy": 0.5,
+            "logp_chosen": -2.5,
+            "logp_rejected": -2.5,
+        }
+    )
+
+
+def test_at_most_so_many_are_looked_at_the_same_ones_each_time() -> None:
+    places = list(range(100, 300))
+    drawn = some(places, 64, seed=1)
+    assert len(drawn) == 64
+    assert drawn == sorted(drawn)
+    assert drawn == some(places, 64, seed=1)
+    assert drawn != some(places, 64, seed=2)
+    assert some(places[:5], 64, seed=1) == places[:5]
+
+
+@pytest.mark.parametrize("name", list(tiny_models.FAMILIES))
+def test_a_blanked_batch_of_every_family_runs_and_gives_other_scores(name: str) -> None:
+    """SmolVLM drops images of zeros, and would then miss some: what is padding stays so, what isn't doesn't."""
+    from jobs.gpu.shared_prefix import SharedPrefix
+
+    model = tiny_models.make(name)
+    prefix = SharedPrefix(model.get_base_model(), images_once=True)
+    batch, images = tiny_models.stacked(name, [1, 2, 0], [(3, 5), (4, 2), (2, 2)])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        real = prefix.score(labels, {**batch, **images}).log_probs.sum(dim=1)
+        blank = prefix.score(labels, {**batch, **blanked(images)}).log_probs.sum(dim=1)
+        other = {key: value * 2 if key == "pixel_values" else value for key, value in images.items()}
+        again = prefix.score(labels, {**batch, **blanked(other)}).log_probs.sum(dim=1)
+    assert bool(torch.isfinite(blank).all())
+    assert torch.equal(blank, again)  # nothing of the pictures is left
+    assert (real - blank).abs()[[0, 1, 3, 4]].min() > 1e-4
+    assert (real - blank).abs()[[2, 5]].max() < 1e-4  # the row without an image
+
+
+# Looking changes nothing
+
+
+def test_a_watched_run_ends_with_the_weights_of_an_unwatched_one(tmp_path: Path) -> None:
+    """With dropout, so that every number that is drawn at random counts."""
+    nothing = {"watched_samples": 0, "watched_prompts": "", "report_to": "", "keep_checkpoints": 0}
+    blind = uneven_run(tmp_path / "blind", evaluations=0, **nothing)
+    watched = uneven_run(tmp_path / "watched", evaluations=6, watched_tokens=6)
+    assert work(blind.path) == work(watched.path) == 0
+    assert apart(blind, watched) == 0
+    assert [values for _, values in metrics(blind, "loss")] == [values for _, values in metrics(watched, "loss")]
+
+
+def test_a_watched_run_with_checkpointing_ends_the_same(tmp_path: Path) -> None:
+    runs = [
+        uneven_run(tmp_path / name, gradient_checkpointing=True, evaluations=count, max_steps=3)
+        for name, count in (("blind", 0), ("watched", 3))
+    ]
+    assert [work(run.path) for run in runs] == [0, 0]
+    assert apart(*runs) == 0
+
+
+def test_undisturbed_puts_modes_and_noise_back() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+    model[1].eval()
+    before = noise()
+
+    def look() -> None:
+        with undisturbed(model):
+            model.eval()
+            torch.rand(3)
+            random.random()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        look()
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert torch.equal(before[2], torch.get_rng_state())
+    assert before[0] == random.getstate()
+
+
+# Metrics of a step
+
+
+def test_throughput_counts_real_rows_and_their_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the test's own: each look at it is a second later, so every step takes one."""
+    import itertools
+    import types
+
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("jobs.gpu.callbacks.time", clock)
+    rows = [pair(number, []) for number in range(5)]
+    changes = {"batch_size": 2, "global_batch": 4, "max_steps": 2, "evaluations": 0}
+    run = dpo_run(tmp_path / "run", {**FAST, **changes}, rows)
+    assert work(run.path) == 0, last_end(run)
+    told = [event["values"] for event in tiny.events(run, "metric") if "loss" in event["values"]]
+    assert [values["pairs_per_second"] for values in told] == [4.0, 1.0]
+    asked = "<|im_start|>user\nwhat is 0?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = len(tiny.make_tokenizer()(asked, add_special_tokens=False)["input_ids"])
+    answers = [len(f"It is a {'red' if row % 2 else 'blue'} thing.") + 1 + len("no") + 1 for row in range(5)]
+    assert sum(values["tokens_per_second"] for values in told) == sum(answers) + 5 * prompt
+    assert sum(values["answer_tokens"] * values["pairs_per_second"] * 2 for values in told) == sum(answers)
+
+
+def test_what_a_clock_decides_is_known_to_the_tests(trained: RunFolder) -> None:
+    names = {name for event in tiny.events(trained, "metric") for name in event["values"]}
+    assert names >= TIMED - {"rows_per_second"}
+
+
+# A number that is none
+
+
+def break_at(patch: pytest.MonkeyPatch, step: int, call: int, spoil: Any) -> list[list[int]]:
+    """Spoil the loss of a step's batch; returns where the places of that batch will be."""
+    from trl import DPOTrainer
+
+    real, calls, spoilt = DPOTrainer._compute_loss, {}, []  # type: ignore[var-annotated]
+
+    def broken(self: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        loss = real(self, model, inputs, return_outputs)
+        at = self.state.global_step
+        if not (self.model.training and self.is_in_train):
+            return loss
+        calls[at] = calls.get(at, 0) + 1
+        if (at, calls[at]) == (step, call):
+            spoilt.append(self.step_places[-1])
+            return spoil(loss)
+        return loss
+
+    patch.setattr(DPOTrainer, "_compute_loss", broken)
+    return spoilt
+
+
+def test_a_broken_loss_names_the_batchs_samples_alone(tmp_path: Path) -> None:
+    run = uneven_run(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        spoilt = break_at(patch, 1, 2, lambda loss: loss * float("nan"))
+        assert work(run.path) == 1
+    reason = last_end(run)["reason"]
+    (places,) = spoilt
+    named = ", ".join(f"pair {place} (/?sample={place})" for place in places)
+    assert f"Training broke at step 2: loss is nan, in a batch of {named}. Look at these samples" in reason
+    assert len(places) == 2
+    assert reason.count("/?sample=") == 2
+
+
+def test_a_broken_gradient_names_the_steps_samples(tmp_path: Path) -> None:
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * float("nan")
+
+    run = uneven_run(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, 0, 1, Spoilt.apply)
+        assert work(run.path) == 1
+    reason = last_end(run)["reason"]
+    assert "Training broke at step 1: gradient_norm is nan, in a batch of pair" in reason
+    assert reason.count("/?sample=") == 4 <= MOST_NAMED
+
+
+# Watched answers
+
+
+def test_the_answers_come_at_the_start_and_at_each_evaluation(trained: RunFolder) -> None:
+    told = tiny.events(trained, "answers")
+    assert [event["step"] for event in told] == [0, 4, 8]
+    for event in told:
+        answers = event["answers"]
+        assert [answer["number"] for answer in answers] == list(range(6))  # four samples, two prompts
+        assert {answer["sample_id"] for answer in answers[:4]} < set(range(20, 26))
+        assert [answer["prompt"] for answer in answers[4:]] == [
+            "Write two sentences about the sea.",
+            "List three kinds of fruit.",
+        ]
+        assert all(answer["tokens"] <= 48 for answer in answers)
+        assert [answer["image"] is None for answer in answers[4:]] == [True, True]
+    asked = [[(answer["prompt"], answer["sample_id"]) for answer in event["answers"]] for event in told]
+    assert asked[0] == asked[1] == asked[2]
+    texts = [[answer["text"] for answer in event["answers"]] for event in told]
+    assert texts[0] != texts[2]
+
+
+def test_the_last_answers_are_the_adapters_own(trained: RunFolder) -> None:
+    """By transformers' generate, with the adapter loaded anew; the first ones are the base's."""
+    models = plain(trained)
+    rows = {row["sample_id"]: row for row in trained.rows()}
+    first, *_, last = tiny.events(trained, "answers")
+    for model, event in ((models.base, first), (models.policy, last)):
+        for told in event["answers"]:
+            sample = told["sample_id"]
+            asked = rows[sample]["messages"] if sample is not None else tiny.ask(told["prompt"])
+            inputs = encode(models.processor, [from_run(trained, asked)])
+            output = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+            new = output[0, inputs["input_ids"].shape[1] :]
+            text = models.processor.tokenizer.decode(new, skip_special_tokens=True)
+            assert told["text"] == text.strip()
+
+
+def test_pictures_are_saved_as_the_model_sees_them(trained: RunFolder) -> None:
+    rows = {row["sample_id"]: row for row in trained.rows()}
+    shown = 0
+    for told in tiny.events(trained, "answers")[0]["answers"][:4]:
+        count = sum(part["type"] == "image" for part in rows[told["sample_id"]]["messages"][-1]["content"])
+        assert (told["image"] is not None) == (count > 0)
+        if count:
+            shown += 1
+            with Image.open(trained.path / told["image"]) as picture:
+                assert picture.size == (tiny.IMAGE_SIDE * count + 4 * (count - 1), tiny.IMAGE_SIDE)
+    assert shown
+    assert not list((trained.path / "seen").glob("*.part"))
+
+
+def test_pictures_side_by_side() -> None:
+    one, two = Image.new("RGB", (4, 6), "red"), Image.new("RGB", (3, 2), "blue")
+    both = side_by_side([one, two])
+    assert both.size == (11, 6)
+    assert [both.getpixel(spot) for spot in ((0, 5), (5, 0), (9, 1), (9, 4))] == [
+        (255, 0, 0), (255, 255, 255), (0, 0, 255), (255, 255, 255),
+    ]  # fmt: skip
+    assert side_by_side([one]) is one
+
+
+def test_watched_samples_are_the_first_of_an_order_by_the_seed() -> None:
+    @dataclass
+    class Rows:
+        rows: list[dict[str, Any]]
+        pairs: list[int]
+        held_out: list[int]
+
+    rows = [{"sample_id": number // 2, "number": number} for number in range(20)]
+    material: Any = Rows(rows, list(range(4, 20))[::-1], [])
+    few, many = watched_rows(material, 3, seed=5), watched_rows(material, 6, seed=5)
+    assert len({row["sample_id"] for row in many}) == 6
+    assert [row["number"] % 2 for row in many] == [0] * 6  # a sample's first row
+    assert [row["sample_id"] for row in few] != [row["sample_id"] for row in watched_rows(material, 3, seed=6)]
+    assert len(watched_rows(material, 50, seed=5)) == 8
+    assert watched_rows(Rows(rows, [], [3]), 2, 0) == [rows[3]]  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_fills_the_context_is_left_out(tmp_path: Path) -> None:
+    changes = {"max_steps": 1, "evaluations": 0, "watched_prompts": f"{'a' * 250} | short", "watched_samples": 0}
+    run = dpo_run(tmp_path / "run", {**FAST, **changes}, [pair(number, []) for number in range(4)])
+    assert work(run.path) == 0, last_end(run)
+    ((only,),) = [event["answers"] for event in tiny.events(run, "answers")]
+    assert (only["number"], only["prompt"]) == (1, "short")
+    assert any("is left out: its" in event["text"] for event in tiny.events(run, "note"))
+
+
+# Trackers
+
+
+def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = read_lines(trained.path / "metrics.jsonl")
+    told = [
+        {"step": event["step"], **event["values"]}
+        for event in tiny.events(trained, "metric")
+        if "trial_seconds" not in event["values"]
+    ]
+    assert lines == told
+    board = EventAccumulator(str(trained.path / "tensorboard"))
+    board.Reload()
+    names = {name for line in lines for name in line} - {"step"}
+    assert set(board.Tags()["scalars"]) == names
+    for name in ("loss", "heldout_reward_margin", "report_loss"):
+        values = [(scalar.step, scalar.value) for scalar in board.Scalars(name)]
+        wanted = [(line["step"], line[name]) for line in lines if name in line]
+        assert [step for step, _ in values] == [step for step, _ in wanted]
+        assert [value for _, value in values] == pytest.approx([value for _, value in wanted], rel=1e-6)
+
+
+def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from jobs.configs import DpoConfig
+    from jobs.gpu.trackers import Curves
+
+    run, config = RunFolder(tmp_path), DpoConfig(dataset="pairs")
+    first = Curves(run, config, 0)
+    for step in range(1, 6):
+        first.write(step, {"loss": float(step), "odd": math.nan})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    again = Curves(run, config, 2)
+    assert again.last == {"loss": 2.0}
+    for step in range(3, 5):
+        again.write(step, {"loss": float(10 * step)})
+    again.close()
+    assert read_lines(tmp_path / "metrics.jsonl") == [
+        {"step": step, "loss": loss} for step, loss in ((1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0))
+    ]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    found = {scalar.step: scalar.value for scalar in board.Scalars("loss")}
+    assert found == {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}
+
+
+def test_without_tensorboard_no_such_files(tmp_path: Path) -> None:
+    run = dpo_run(tmp_path / "run", {**FAST, "max_steps": 1, "evaluations": 0, "report_to": ""})
+    assert work(run.path) == 0
+    assert not (run.path / "tensorboard").exists()
+    assert json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mlflow", "report_to: 'mlflow' isn't installed, or isn't set up. Run pip install mlflow, or"),
+        ("tensorboard, comet_ml", "Run pip install comet-ml, or"),
+        ("tensorbord", "report_to: 'tensorbord' is no tracker that transformers knows; use azure_ml"),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_told_before_the_model_is_loaded(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    run = dpo_run(tmp_path / "run", {**FAST, "report_to": name})
+    assert work(run.path) == 1
+    assert words in last_end(run)["reason"]
+    assert not tiny.events(run, "phase")
+
+
+def test_a_tracker_asked_for_by_name_is_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    from jobs.configs import DpoConfig
+
+    config = DpoConfig(dataset="pairs", report_to="wandb")
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    with pytest.raises(UserError, match="pip install wandb"):
+        check_trackers(config)
+    assert "WANDB_DISABLED" not in os.environ
+    check_trackers(DpoConfig(dataset="pairs", report_to="none"))
+    check_trackers(DpoConfig(dataset="pairs", report_to=""))
+
+
+def test_other_trackers_are_given_to_transformers(tmp_path: Path) -> None:
+    from jobs.configs import DpoConfig
+    from jobs.gpu.trackers import others
+
+    assert others(DpoConfig(dataset="pairs", report_to="tensorboard, wandb,mlflow")) == ["wandb", "mlflow"]
+    assert others(DpoConfig(dataset="pairs", report_to="none")) == []
