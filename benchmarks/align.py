@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from jobs import queue
 from jobs.configs import PRESETS
+from jobs.freezing import freeze
 from jobs.judges import rules
 from jobs.pairing import PairRule, ScoredSample, preview, quality
 from jobs.settings import Settings, load_settings, local_user
@@ -33,7 +34,7 @@ from storage import pairs
 from storage.adapters import list_adapters
 from storage.candidates import candidates_of
 from storage.database import migrate, session
-from storage.datasets import dataset_rows, freeze_pairs
+from storage.datasets import dataset_rows
 from storage.easy_vqa import import_easy_vqa
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Candidate, Job, Score
@@ -64,7 +65,7 @@ def make_dataset(db: Database, heldout: float) -> tuple[str, dict[str, Any]]:
     made = preview((ScoredSample(*row) for row in walk_scored(db)), rule)
     pairs.add_rule_pairs(db, user, rule.model_dump(mode="json"), made.pairs)
     pairs.accept_proposed(db, user)
-    dataset = freeze_pairs(db, user, "demo", heldout_percent=heldout)
+    dataset = freeze(db, user, "demo", heldout_percent=heldout)
     return dataset.name, {**dataset.counts, "hash": dataset.hash[:12]}
 
 

@@ -1,9 +1,9 @@
 """Freezing a data set: the pairs, and the samples behind them with their references and scored answers.
 
-A sample is in the set if it has a pair there, or if the judgement that decides for it scores at least one candidate
-completely. Its answers are those that this judgement scored on all five metrics: the scales of two raters are not
-mixed within a sample. The decision is `jobs.pairing`'s; a sample of which no rater has scored two candidates is
-decided by who has scored one.
+A sample is in the set if it has a pair there, or if the judgement that decides for it scores at least one
+candidate completely. Its answers are those that this judgement scored on all five metrics: the scales of two
+raters are not mixed within a sample. The decision is `jobs.pairing`'s; a sample of which no rater has scored two
+candidates is decided by who has scored one.
 """
 
 from __future__ import annotations

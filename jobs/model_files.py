@@ -1,7 +1,7 @@
 """What a model's files say of it without loading it: sizes, layers, image tokens. Torch-free.
 
-A safetensors file begins with 8 bytes, the length of a header in little-endian order, and the header: JSON with each
-tensor's dtype and shape (the format's description at huggingface.co/docs/safetensors). The weights stay unread.
+A safetensors file begins with 8 bytes, the length of a header in little-endian order, and the header: JSON with
+each tensor's dtype and shape (as the README of the safetensors project describes it). The weights stay unread.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ def read_header(file: Path) -> dict[str, Tensor]:
             (length,) = struct.unpack("<Q", opened.read(8))
             if length > LONGEST_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(opened.read(length))
+            raw = opened.read(length)
+        if len(raw) < length:
+            raise ValueError("its header is cut off")
+        header = json.loads(raw)
         return {
             name: Tensor(entry["dtype"], tuple(entry["shape"]))
             for name, entry in header.items()
@@ -231,7 +234,7 @@ def image_tokens(files: ModelFiles, width: int, height: int) -> int | None:
     if kind in ("llava", "vipllava"):
         return _fixed(config)
     if kind == "llava_next":
-        return 5 * _fixed(config)
+        return _with_tiles(config, _images(settings))
     if kind.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl")):
         return _by_area(config, _images(settings), width, height)
     if kind in ("smolvlm", "idefics3"):
@@ -249,21 +252,38 @@ def _images(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fixed(config: Mapping[str, Any]) -> int:
-    if config.get("image_seq_length"):
-        return int(config["image_seq_length"])
+    """LLaVA: a token for each patch of a picture of one size."""
     vision = config.get("vision_config") or {}
-    return int((vision.get("image_size", 336) // vision.get("patch_size", 14)) ** 2)
+    if "image_size" in vision and "patch_size" in vision:
+        return int((vision["image_size"] // vision["patch_size"]) ** 2)
+    return int(config.get("image_seq_length", 576))
+
+
+def _with_tiles(config: Mapping[str, Any], images: Mapping[str, Any]) -> int:
+    """LLaVA-NeXT: the whole picture small, and its tiles with a token at the end of each line of patches."""
+    small = _fixed(config)
+    side, patches = int((config.get("vision_config") or {}).get("image_size", 336)), math.isqrt(small)
+    grids = images.get("image_grid_pinpoints") or config.get("image_grid_pinpoints") or [[2 * side, 2 * side]]
+    lines = [(height // side * patches, width // side * patches) for height, width in grids]
+    return small + max(rows * columns + rows for rows, columns in lines)
 
 
 def _by_area(config: Mapping[str, Any], images: Mapping[str, Any], width: int, height: int) -> int:
-    """Qwen-VL: one token for each block of merged patches, the area kept within two bounds."""
+    """Qwen-VL: a token for each block of merged patches, the area kept within two bounds (its `smart_resize`)."""
     vision = config.get("vision_config") or {}
     side = int(images.get("patch_size", vision.get("patch_size", 14))) * int(images.get("merge_size", 2))
     bounds = images.get("size") or {}
     low = int(images.get("min_pixels") or bounds.get("shortest_edge") or 56 * 56)
     high = int(images.get("max_pixels") or bounds.get("longest_edge") or 28 * 28 * 1280)
-    area = min(max(width * height, low), high)
-    return max(1, round(area / side**2))
+    width, height = max(1, width), max(1, height)
+    lines, columns = (max(1, round(length / side)) for length in (height, width))
+    if lines * columns * side**2 > high:
+        shrink = math.sqrt(high / (width * height))
+        lines, columns = (max(1, math.floor(length * shrink / side)) for length in (height, width))
+    elif lines * columns * side**2 < low:
+        grow = math.sqrt(low / (width * height))
+        lines, columns = (math.ceil(length * grow / side) for length in (height, width))
+    return lines * columns
 
 
 def _by_tiles(images: Mapping[str, Any], each: int, width: int, height: int) -> int:

@@ -22,7 +22,7 @@ from jobs.judges import rules
 from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
-from jobs.packing_training import Freight, adapter_of, images_shown, pack_training
+from jobs.packing_training import Freight, adapter_of, images_shown, pack_training, shown_in
 from jobs.rows import Row, checklist_row, generate_row, judge_row
 from jobs.rubric import load_rubric, rubric_yaml
 from jobs.runs import RunFolder
@@ -30,7 +30,7 @@ from jobs.settings import Settings
 from storage.adapters import get_adapter
 from storage.candidates import answered_by, candidates_of
 from storage.checklists import latest_checklists
-from storage.datasets import dataset_rows, get_dataset
+from storage.datasets import RowKind, dataset_rows, get_dataset
 from storage.errors import UserError
 from storage.jobs import list_jobs
 from storage.lifecycle import ENDED, JobStatus
@@ -80,7 +80,8 @@ def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
         )
     samples = get_samples(db, ids)
     images = images_shown(db, [sample.messages for sample in samples])
-    return Freight([generate_row(sample, images) for sample in samples], images, adapters)
+    method = adapters[0].method if adapters else ""
+    return Freight([generate_row(sample, images, method) for sample in samples], images, adapters)
 
 
 def pack_judge(db: Database, settings: Settings, config: JudgeConfig) -> Freight:
@@ -99,7 +100,7 @@ def pack_judge(db: Database, settings: Settings, config: JudgeConfig) -> Freight
     rows = rows[: config.samples.limit]
     if not rows:
         raise UserError(_nothing_to_judge(config))
-    return Freight(rows, _used(rows, images), files=files)
+    return Freight(rows, shown_in(rows, images), files=files)
 
 
 def judge_rows(db: Database, config: JudgeConfig, ids: Sequence[int]) -> tuple[list[Row], dict[str, Image]]:
@@ -205,23 +206,12 @@ def select(db: Database, selection: Selection) -> list[int]:
             if len(page) < 1000:
                 break
     if selection.dataset:
-        rows = dataset_rows(db, get_dataset(db, selection.dataset).id, selection.split)
-        inside = {row.sample_id for row in rows}
+        dataset_id = get_dataset(db, selection.dataset).id
+        kinds: tuple[RowKind, ...] = ("pair", "sample")
+        inside = {row.sample_id for kind in kinds for row in dataset_rows(db, dataset_id, selection.split, kind)}
         ids = [sample_id for sample_id in ids if sample_id in inside]
     return ids
 
 
 def _limited(ids: Sequence[int], selection: Selection) -> list[int]:
     return list(ids[: selection.limit] if selection.limit else ids)
-
-
-def _used(rows: Sequence[Row], images: dict[str, Image]) -> dict[str, Image]:
-    """The images that these rows show."""
-    names = {
-        part["image"]
-        for row in rows
-        for message in row["messages"]
-        for part in message["content"]
-        if part["type"] == "image"
-    }
-    return {sha256: image for sha256, image in images.items() if image.name in names}

@@ -1,7 +1,7 @@
 """What a training will need, told before it is queued: parameters, memory, disk, steps, time. Torch-free.
 
-Counts are exact: rows are packed as for the job itself, parameters are read from the headers of the weights. Memory
-is an estimate by the formulas below; only a trial step knows.
+Counts are exact: rows are packed as for the job itself, parameters are read from the headers of the weights.
+Memory is an estimate by the formulas below; only a trial step knows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FRAME = 24
 IMAGE_TOKENS = 576
 
 #: Python with torch, transformers, peft and trl, before a model is loaded; and a CUDA context.
-PROCESS_BYTES, CONTEXT_BYTES = 700_000_000, 600_000_000
+PROCESS_BYTES, CONTEXT_BYTES = 900_000_000, 600_000_000
 #: Products of hidden states and vocabulary that are at hand at once (jobs/gpu/token_scores.py, TILE in float32).
 TILES_BYTES = 3 * (4 << 24)
 
@@ -89,7 +89,8 @@ class Preflight:
     """What a training will need. None stands for what cannot be told.
 
     Attributes:
-        rows, heldout, report: rows of each split; `rows` those to train on.
+        rows: to train on, as the method takes them.
+        heldout, report: pairs that are looked at along the run, and once at its end.
         steps: optimizer steps; `accumulation` batches each, on each device.
         parameters, trainable: of the model, and of what is trained.
         memory: on each device; `copies` of it share the free memory where processes share the CPU.
@@ -130,8 +131,8 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
     config, freight = prepared.config, prepared.freight
     if not isinstance(config, TrainConfig):
         raise UserError(f"A {kind} job is no training; there is nothing to check.")
-    splits = [row["split"] for row in freight.rows]
-    rows = splits.count("train")
+    rows = sum(row["split"] == "train" for row in freight.rows)
+    pairs = [row["split"] for row in freight.rows if row["kind"] == "pair"]
     steps = steps_of(config, rows)
     device, free = roomiest(config, settings)
     notes: list[str] = []
@@ -139,7 +140,8 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
     parameters = trainable = memory = disk = None
     if files is None:
         notes.append(
-            f"The weights of {config.model!r} aren't on this machine yet: parameters, memory and disk cannot be told."
+            f"The weights of {config.model!r} aren't on this machine yet: parameters, memory and disk cannot "
+            "be told."
         )
     else:
         parameters = files.parameters
@@ -161,12 +163,13 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
         )
     if rows < config.global_batch:
         notes.append(
-            f"A step takes all {rows:,} rows: global_batch is {config.global_batch:,}. Fewer rows a step give more steps."
+            f"One step takes all {rows:,} rows, since global_batch is {config.global_batch:,}. A smaller one "
+            "gives more steps."
         )
     return Preflight(
         rows=rows,
-        heldout=splits.count("heldout"),
-        report=splits.count("report"),
+        heldout=pairs.count("heldout"),
+        report=pairs.count("report"),
         steps=steps,
         accumulation=config.accumulation,
         device=device,

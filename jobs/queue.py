@@ -243,7 +243,10 @@ def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
             ((adapter.sha256, _adapter_folder(folder.adapters, adapter)) for adapter in freight.adapters),
             freight.files,
         )
-        named = {str(adapter.id): {"sha256": adapter.sha256, "name": adapter.name} for adapter in freight.adapters}
+        named = {
+            str(adapter.id): {"sha256": adapter.sha256, "name": adapter.name, "method": adapter.method}
+            for adapter in freight.adapters
+        }
         write_atomically(run.path / "data" / "adapters.json", json.dumps(named, indent=2) + "\n")
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)

@@ -4,7 +4,12 @@
     judge      {sample_id, source, messages, reference, candidates: [{id, text}],
                 checklist: {id, version, instructions, items: [{text, essential}]} where the judge gets one}
     checklist  {sample_id, messages, reference}
-    dpo        {split: train | heldout, sample_id, pair_id, messages, chosen, rejected}
+    dpo, steerlm, rejection, sft:
+      pair     {kind: "pair", split, sample_id, pair_id, messages, chosen, rejected, flipped: true where it was}
+      answer   {kind: "answer", split, sample_id, messages, answer}
+
+`split` is "train", "heldout" (looked at along the run) or "report" (looked at once, at the end). DPO has pairs in
+all three; the other methods have answers to train on and held out, and pairs held out and for the report.
 
 `messages` are a chat as transformers' templates take it: [{role, content: [{type: "text", text} |
 {type: "image", image: "<sha256>.<ext>"}]}], the image named as it lies in the run folder's data/images.
@@ -16,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.pairing import QUALITY
+from jobs.steerlm import asked_of, with_attributes
 from storage.records import Candidate, Checklist, DatasetRow, Image, Message, Sample
 
 Row = dict[str, Any]
@@ -35,8 +42,9 @@ def _parts(content: str | list[dict[str, str]], images: Mapping[str, Image]) -> 
     ]
 
 
-def generate_row(sample: Sample, images: Mapping[str, Image]) -> Row:
-    return {"sample_id": sample.id, "messages": with_file_names(sample.messages, images)}
+def generate_row(sample: Sample, images: Mapping[str, Image], method: str = "") -> Row:
+    """Args: method: of the adapter that answers; SteerLM's are asked with their attribute string."""
+    return {"sample_id": sample.id, "messages": asked_of(method, with_file_names(sample.messages, images))}
 
 
 def checklist_row(sample: Sample, images: Mapping[str, Image]) -> Row:
@@ -70,12 +78,49 @@ def judge_row(
     return row
 
 
-def dpo_row(row: DatasetRow, images: Mapping[str, Image]) -> Row:
+def pair_row(row: DatasetRow, split: str, images: Mapping[str, Image], method: str = "dpo") -> Row:
+    """A pair; for SteerLM it is asked with all five values at 4."""
     return {
-        "split": row.split,
+        "kind": "pair",
+        "split": split,
         "sample_id": row.sample_id,
         "pair_id": row.pair_id,
-        "messages": with_file_names(row.row["messages"], images),
+        "messages": asked_of(method, with_file_names(row.row["messages"], images)),
         "chosen": row.row["chosen"],
         "rejected": row.row["rejected"],
     }
+
+
+def flipped(row: Row) -> Row:
+    """A pair with chosen and rejected swapped: a wrong label."""
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"], "flipped": True}
+
+
+def answer_rows(row: DatasetRow, split: str, images: Mapping[str, Image], method: str) -> list[Row]:
+    """What a method learns from a sample (paper.md, section 4); empty answers are never learnt.
+
+    steerlm: every scored answer, after its own values. rejection: the best one (`best_answer`). sft: the
+    reference.
+    """
+    messages = with_file_names(row.row["messages"], images)
+    made = {"kind": "answer", "split": split, "sample_id": row.sample_id}
+    if method == "steerlm":
+        return [
+            {**made, "messages": with_attributes(messages, answer), "answer": answer["text"]}
+            for answer in row.row["answers"]
+            if answer["text"].strip()
+        ]
+    text = row.row["reference"] if method == "sft" else best_answer(row.row["answers"])
+    return [{**made, "messages": messages, "answer": text}] if text and text.strip() else []
+
+
+def best_answer(answers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The text of the highest quality (helpfulness + correctness + coherence), the first on ties.
+
+    None where all are empty, or there are none.
+    """
+    spoken = [answer for answer in answers if answer["text"].strip()]
+    if not spoken:
+        return None
+    best: str = max(spoken, key=lambda answer: sum(answer[metric] for metric in QUALITY))["text"]
+    return best

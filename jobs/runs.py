@@ -5,6 +5,7 @@ runs/<job>/data/rows.jsonl    the frozen rows, one JSON object a line
 runs/<job>/data/images/   images by content address, as <sha256>.<ext>
 runs/<job>/data/rubric.yaml   the rubric that a remote judge is given
 runs/<job>/data/adapters/<sha256>/   adapters that the job starts from or speaks with
+runs/<job>/data/lineage.json   where a training's labels come from, for its model card
 runs/<job>/events.jsonl   appended by the worker alone
 runs/<job>/log.txt        stdout and stderr of the worker
 runs/<job>/control        what is asked of it (`stop`, `pause`)
@@ -26,6 +27,7 @@ from storage.errors import UserError
 from storage.files import link_or_copy, write_atomically
 
 JOB_FORMAT = 1
+LINEAGE = "lineage.json"
 STOP, PAUSE = "stop", "pause"
 
 
@@ -84,6 +86,10 @@ class RunFolder:
     @property
     def images(self) -> Path:
         return self.path / "data" / "images"
+
+    @property
+    def lineage(self) -> Path:
+        return self.path / "data" / LINEAGE
 
     def start_adapter(self, sha256: str) -> Path:
         """Where an adapter that the job needs lies (put there when the job was frozen)."""

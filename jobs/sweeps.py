@@ -42,7 +42,7 @@ PAPER: dict[str, tuple[float, ...]] = {
 }
 
 #: Settings on which neither rows nor images nor adapters depend: jobs that differ in these alone are packed once.
-_NOT_PACKED = frozenset({"name", "beta", "learning_rate", "epochs", "loss"})
+_NOT_PACKED = frozenset({"name", "beta", "learning_rate", "epochs", "loss", "seed"})
 
 #: How names of adapters call them.
 _SHORT = {"learning_rate": "lr"}
@@ -115,8 +115,8 @@ def submit_sweep(
 ) -> list[Job]:
     """Queue a job for each combination of the grid's values.
 
-    Nothing is queued unless all of them can be. Each carries the first one's id as its sweep, and a name that tells
-    in what it differs from the others.
+    Nothing is queued unless all of them can be. Each carries the first one's id as its sweep, and a name that
+    tells in what it differs from the others.
 
     Args:
         values: the settings that all share; the grid's come over them.

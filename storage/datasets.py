@@ -9,7 +9,8 @@ import hashlib
 import json
 import random
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Literal
@@ -217,6 +218,15 @@ def split_by_image(
         counted: the percentage is of this many rows, the first; groups that hold none of them are drawn apart,
             by the same percentage of their own rows. None: of all rows.
     """
+    names = connected(groups)
+    sizes = Counter(names[:counted])
+    others = Counter(name for name in names if name not in sizes)
+    drawn = {*draw_groups(sizes, percent, seed), *draw_groups(others, percent, seed)}
+    return [name in drawn for name in names]
+
+
+def connected(groups: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each row, the same for rows that share a key, directly or through other rows (pure)."""
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -228,22 +238,15 @@ def split_by_image(
     for keys in groups:
         for key in keys[1:]:
             parent[root(key)] = root(keys[0])
-    members: dict[str, list[int]] = {}
-    for index, keys in enumerate(groups):
-        members.setdefault(root(keys[0]), []).append(index)
-    counted = len(groups) if counted is None else counted
-    sizes = {key: sum(index < counted for index in found) for key, found in members.items()}
-    uncounted = {key: len(members[key]) for key, size in sizes.items() if not size}
-    drawn = _drawn({key: size for key, size in sizes.items() if size}, percent, seed)
-    out = [False] * len(groups)
-    for key in [*drawn, *_drawn(uncounted, percent, seed)]:
-        for index in members[key]:
-            out[index] = True
-    return out
+    return [root(keys[0]) for keys in groups]
 
 
-def _drawn(sizes: dict[str, int], percent: float, seed: int) -> list[str]:
-    """Groups in a seeded order until they hold `percent` of the rows, never all of them."""
+def draw_groups(sizes: Mapping[str, int], percent: float, seed: int) -> list[str]:
+    """Groups in a seeded order until they hold `percent` of all rows, never all of them (pure).
+
+    Args:
+        sizes: group → its number of rows.
+    """
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
     total, held = sum(sizes.values()), 0

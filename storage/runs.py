@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         seconds: its workers were at work, all attempts together; None where no attempt has ended.
-        metrics: the last value of each held-out and report metric, by its whole name.
+        metrics: held-out and report metrics of the weights that it left, by their whole names.
     """
 
     job: Job
@@ -71,20 +71,60 @@ def list_runs(
         [*values, limit],
     )
     ids = [row["id"] for row in found]
-    metrics, adapters = last_metrics(db, ids), _adapters(db, ids)
     extra = ("dataset", "dataset_hash", "seconds", "n")
+    jobs = [_job({name: value for name, value in row.items() if name not in extra}) for row in found]
+    metrics, adapters = final_metrics(db, jobs), _adapters(db, ids)
     runs = [
         Run(
-            job=_job({name: value for name, value in row.items() if name not in extra}),
+            job=job,
             dataset=row["dataset"],
             dataset_hash=row["dataset_hash"],
             seconds=row["seconds"],
             metrics=metrics.get(row["id"], {}),
             adapters=adapters.get(row["id"], ()),
         )
-        for row in found
+        for job, row in zip(jobs, found, strict=True)
     ]
     return runs, found[0]["n"] if found else 0
+
+
+def final_metrics(db: Database, jobs: Sequence[Job]) -> dict[int, dict[str, float]]:
+    """{job: {metric: value}} of held-out and report metrics, of the weights that each run left.
+
+    Those are the last ones; a run with patience leaves the weights of its best evaluation: by held-out accuracy,
+    then by margin, of equal ones the first.
+    """
+    found = last_metrics(db, [job.id for job in jobs])
+    patient = [job.id for job in jobs if job.config.get("patience")]
+    for job, steps in _evaluations(db, patient).items():
+        ranked = {step: values for step, values in steps.items() if f"{HELDOUT}reward_accuracy" in values}
+        if ranked:
+            best = max(ranked, key=lambda step: (*_rank(ranked[step]), -step))
+            found[job] |= ranked[best]
+    return found
+
+
+def _rank(values: Mapping[str, float]) -> tuple[float, float]:
+    return values[f"{HELDOUT}reward_accuracy"], values.get(f"{HELDOUT}reward_margin", 0.0)
+
+
+def _evaluations(db: Database, job_ids: Sequence[int]) -> dict[int, dict[int, dict[str, float]]]:
+    """{job: {step: {held-out metric: value}}}, of two attempts the later.
+
+    CROSS JOIN keeps SQLite from walking the metrics first, of which there are millions.
+    """
+    found: dict[int, dict[int, dict[str, float]]] = {}
+    if not job_ids:
+        return found
+    for row in rows(
+        db,
+        "SELECT a.job_id, m.step, m.name, m.value FROM attempts a CROSS JOIN metrics m ON m.attempt_id = a.id"
+        f" AND m.name >= '{HELDOUT}' AND m.name < '{HELDOUT[:-1]}`' WHERE a.job_id IN ({marks(job_ids)})"
+        " ORDER BY a.number",
+        list(job_ids),
+    ):
+        found.setdefault(row["job_id"], {}).setdefault(row["step"], {})[row["name"]] = row["value"]
+    return found
 
 
 def last_metrics(db: Database, job_ids: Sequence[int]) -> dict[int, dict[str, float]]:
@@ -124,7 +164,8 @@ def curves_of(db: Database, job_ids: Sequence[int], metric: str) -> dict[int, li
     curves: dict[int, dict[int, float]] = {}
     for row in rows(
         db,
-        "SELECT a.job_id, m.step, m.value FROM attempts a JOIN metrics m ON m.attempt_id = a.id AND m.name = ?"
+        "SELECT a.job_id, m.step, m.value FROM attempts a CROSS JOIN metrics m"
+        " ON m.attempt_id = a.id AND m.name = ?"
         f" WHERE a.job_id IN ({marks(job_ids)}) ORDER BY a.number",
         [metric, *job_ids],
     ):

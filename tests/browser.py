@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from jobs.processes import PROJECT
+from workbench.job_launch import tab_of
 
 FLAGS = [
     "--headless",
@@ -140,8 +141,9 @@ class Tour:
         """Fill the form of a kind, press Start, wait until the job is done; returns its id."""
         dataset = fields.pop("dataset", "")
         query = f"&dataset={dataset}" if dataset else ""
-        self.open(f"/jobs?kind={kind}{query}", f"#start-{kind}")
-        panel = self.page.locator(f"#launch-{kind}")
+        tab = tab_of(kind)
+        self.open(f"/jobs?kind={kind}{query}", f"#start-{tab}")
+        panel = self.page.locator(f"#launch-{tab}")
         # The form is filled from the database after it is painted, in one answer with the list.
         self.page.locator("#jobs-list [data-open]").wait_for(state="attached")
         advanced = panel.get_by_role("button", name="Advanced")
@@ -152,7 +154,7 @@ class Tour:
             field.fill(value)
             field.blur()
         self.look(f"jobs-{kind}-form")
-        self.page.locator(f"#start-{kind}").click()
+        self.page.locator(f"#start-{tab}").click()
         self.page.wait_for_url("**/jobs?job=*")
         job_id = int(self.page.url.rsplit("=", 1)[1])
         head = self.page.locator("#job-head")

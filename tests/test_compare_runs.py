@@ -18,7 +18,7 @@ from storage.adapters import add_adapter
 from storage.lifecycle import JobStatus
 from storage.records import Job
 from storage.rows import rows
-from storage.runs import Run, RunFilter, curves_of, jobs_by_id, last_metrics, list_runs, run_choices
+from storage.runs import Run, RunFilter, curves_of, final_metrics, jobs_by_id, last_metrics, list_runs, run_choices
 from workbench import model_views
 from workbench.compare import (
     BY_NAME,
@@ -71,7 +71,7 @@ def attempt(world: World, job: Job, steps: dict[int, dict[str, float]], seconds:
 
 
 def made_up(
-    number: int, kind: str = "dpo", held: str = "h", config: dict[str, Any] | None = None, **metrics: float
+    number: int, kind: str = "dpo", held: str = "h", config: dict[str, Any] | None = None, **metrics: Any
 ) -> Run:
     """A run that no database holds."""
     job = Job(
@@ -96,6 +96,10 @@ def made_up(
         ended_at=WHEN,
     )
     return Run(job, "shapes", held, 61.0, metrics, ())
+
+
+def named(name: str, value: float) -> dict[str, Any]:
+    return {name: value}
 
 
 # --- what is read ---
@@ -130,6 +134,24 @@ def test_of_two_attempts_the_later_counts(world: World) -> None:
     assert total == 1
     assert found[0].seconds == pytest.approx(12.5, abs=0.01)
     assert found[0].metrics["heldout_loss"] == 0.4
+
+
+def test_a_patient_run_left_its_best_weights(world: World) -> None:
+    def values(accuracy: float, margin: float) -> dict[str, float]:
+        return {"heldout_reward_accuracy": accuracy, "heldout_reward_margin": margin, "heldout_kl": margin / 10}
+
+    patient, plain = training(world, patience=2), training(world)
+    steps = {5: values(0.6, 1.0), 10: values(0.8, 1.5), 15: values(0.8, 1.5), 20: values(0.8, 1.2)}
+    steps[15]["heldout_kl"] = 9.0
+    for job in (patient, plain):
+        attempt(world, job, {**steps, 10: {**steps[10], "report_loss": 0.1}})
+    unlucky = training(world, patience=1)
+    attempt(world, unlucky, {5: {"heldout_kl": 0.1}, 10: {"heldout_kl": 0.2}})
+    found = final_metrics(world.db, store.list_jobs(world.db))
+    assert found[patient.id] == {**values(0.8, 1.5), "report_loss": 0.1}
+    assert found[plain.id] == {**values(0.8, 1.2), "report_loss": 0.1}
+    assert found[unlucky.id] == {"heldout_kl": 0.2}
+    assert list_runs(world.db, KINDS)[0][2].metrics == found[patient.id]
 
 
 def test_it_agrees_with_the_curves_of_each_run(world: World) -> None:
@@ -185,6 +207,7 @@ def test_a_run_knows_its_adapters(world: World) -> None:
 
 def test_metrics_are_sought_and_never_scanned(world: World) -> None:
     """500 runs of 1,000 steps are 6.6 million rows: only look-ups by the primary key will do."""
+    training(world, patience=1)
     statements: list[str] = []
     world.db.conn.set_trace_callback(statements.append)
     list_runs(world.db, KINDS)
@@ -192,7 +215,7 @@ def test_metrics_are_sought_and_never_scanned(world: World) -> None:
     curves_of(world.db, [1, 2], "heldout_loss")
     world.db.conn.set_trace_callback(None)
     asked = [sql for sql in statements if "metrics" in sql]
-    assert len(asked) == 3
+    assert len(asked) == 4
     for sql in asked:
         plan = [row["detail"] for row in rows(world.db, f"EXPLAIN QUERY PLAN {sql}")]
         over = [line for line in plan if re.search(r"\b(m|x|metrics)\b", line)]
@@ -220,8 +243,8 @@ def test_only_settings_that_differ_have_a_column(world: World) -> None:
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.better])
 def test_the_best_by_each_metric(metric: Any) -> None:
     values = {1: 0.2, 2: 0.7, 3: 0.7, 4: 0.2}
-    found = [made_up(number, **{f"heldout_{metric.name}": value}) for number, value in values.items()]
-    found += [made_up(5), made_up(6, **{f"report_{metric.name}": 9.0 if metric.better == "higher" else -9.0})]
+    found = [made_up(number, **named(f"heldout_{metric.name}", value)) for number, value in values.items()]
+    found += [made_up(5), made_up(6, **named(f"report_{metric.name}", 9.0 if metric.better == "higher" else -9.0))]
     assert compare(found, metric.name).best == ({2, 3} if metric.better == "higher" else {1, 4})
 
 
@@ -233,7 +256,7 @@ def test_nothing_is_best_alone() -> None:
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), max_size=12), st.sampled_from(["reward_margin", "loss"]))
 def test_no_run_is_better_than_the_best(values: list[float | None], name: str) -> None:
     found = [
-        made_up(number, **({} if value is None else {f"heldout_{name}": value}))
+        made_up(number, **({} if value is None else named(f"heldout_{name}", value)))
         for number, value in enumerate(values)
     ]
     best = best_of(found, BY_NAME[name])

@@ -18,9 +18,16 @@ from jobs.runs import RunFolder
 from jobs.worker import work
 
 #: What a clock and the machine decide.
-TIMED = {"trial_seconds", "trial_memory_gb", "pairs_per_second", "rows_per_second", "tokens_per_second", "memory_gb"}
+TIMED = {
+    "trial_seconds",
+    "trial_memory_gb",
+    "pairs_per_second",
+    "rows_per_second",
+    "tokens_per_second",
+    "memory_gb",
+}
 HELD_OUT = {"loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "logp_chosen"}
-HELD_OUT |= {"logp_rejected", "chosen_tokens", "rejected_tokens", "blank_margin", "kl"}
+HELD_OUT |= {"token_accuracy", "logp_rejected", "chosen_tokens", "rejected_tokens", "blank_margin", "kl"}
 
 SHORT = {"dataset": "pairs", "dtype": "float32", "batch_size": 4, "accumulation": 1, "lora_r": 4, "lora_alpha": 8}
 FAST = {**SHORT, "learning_rate": 1e-2, "epochs": 100.0, "max_steps": 8, "evaluations": 2, "lora_dropout": 0.0}
@@ -73,7 +80,7 @@ def test_the_loss_falls_and_every_metric_is_told(trained: RunFolder) -> None:
     assert [event["step"] for event in steps] == list(range(1, 9))
     wanted = {"loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"}
     wanted |= {"logp_chosen", "logp_rejected", "learning_rate", "gradient_norm"}
-    wanted |= {"answer_tokens", "pairs_per_second", "tokens_per_second", "memory_gb"}
+    wanted |= {"token_accuracy", "answer_tokens", "pairs_per_second", "tokens_per_second", "memory_gb"}
     assert all(set(event["values"]) == wanted for event in steps)
     assert all(value > 0 for event in steps for name, value in event["values"].items() if name in TIMED)
     losses = [event["values"]["loss"] for event in steps]

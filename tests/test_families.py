@@ -206,7 +206,8 @@ def test_another_picture_is_another_answer(tmp_path: Path, name: str) -> None:
 
 @functools.cache
 def trained(parent: Path, name: str, kind: str) -> RunFolder:
-    run = training_run(parent / f"{name}-{kind}" / "run", name, kind)
+    changes = {"learning_rate": 5e-2} if kind == "sft" else {}
+    run = training_run(parent / f"{name}-{kind}" / "run", name, kind, **changes)
     assert work(run.path) == 0, tiny.events(run, "end")
     return run
 
@@ -230,7 +231,7 @@ def test_it_trains_by_dpo(runs: Any, name: str) -> None:
 def test_it_trains_by_sft(runs: Any, name: str) -> None:
     found = losses(runs(name, "sft"))
     assert len(found) == 8
-    assert found[-1] < found[0] * 0.8
+    assert found[-1] < found[0] * 0.7
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -258,12 +259,15 @@ def test_its_adapter_changes_its_answers(runs: Any, tmp_path: Path, name: str) -
             {3: adapter} if chosen else None,
         )
         assert work(run.path) == 0, tiny.events(run, "end")
+        alone = "answers one sample at a time, through transformers' generate" in notes(run)
+        assert alone is (name in ("qwen2_5_vl", "gemma3"))  # the others by our own loop
         found = tiny.events(run, "candidate")
         assert [event["sample_id"] for event in found] == [0, 0, 1, 1, 2, 2], notes(run)
         texts[chosen] = [event["text"] for event in found]
     assert sum(base != other for base, other in zip(texts[None], texts[3], strict=True)) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_goes_on_from_a_checkpoint(
     runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

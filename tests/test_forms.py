@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 from pydantic import BaseModel, Field
 
-from jobs.configs import KINDS, parse_config
+from jobs.configs import KINDS, TRAININGS, parse_config
 from storage.errors import UserError
 from workbench.forms import Control, build_form, collect, controls_of, flatten, merged, shown
 
@@ -94,7 +94,9 @@ def test_an_unknown_type_is_a_bug_that_shows_at_once() -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_defaults_of_every_kind_survive_the_form(kind: str) -> None:
     found = controls_of(KINDS[kind])
-    needed = {"dataset": "some pairs"} if kind == "dpo" else {}
+    lacking = {"merge": {"adapter": 3}, "push": {"adapter": 3, "repository": "ada/colours"}}
+    trained = {config.kind: {"dataset": "some pairs"} for config in TRAININGS}
+    needed: dict[str, Any] = {**lacking, **trained}.get(kind, {})
     raw = [needed.get(control.path, shown(control, control.default)) for control in found]
     assert parse_config(kind, collect(found, raw)) == parse_config(kind, needed)
 

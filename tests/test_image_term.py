@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
-from jobs.configs import TRAINING_PRESETS, DpoConfig
+from jobs.config_training import TRAINING_PRESETS
+from jobs.configs import DpoConfig
 from jobs.gpu.image_term import anchor_loss, image_loss, image_margins, make_scraps, scrap_of
 from jobs.runs import RunFolder
 from jobs.worker import work
 from test_dpo_job import FAST, dpo_run, last_end, pair
 
-MDPO = {**FAST, "image_weight": 1.0, "anchor_weight": 1.0}
+MDPO = {**FAST, "image_weight": 1.0, "anchor_weight": 1.0, "watched_samples": 0, "watched_prompts": ""}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,10 +51,8 @@ def test_a_scrap_is_a_fifth_at_most_and_as_large_as_the_image(width: int, height
     scrap = scrap_of(whole, seed)
     assert scrap.size == whole.size
     assert scrap.tobytes() == scrap_of(whole, seed).tobytes()
-    seen = [tuple(pixel) for pixel in scrap.get_flattened_data()] if hasattr(scrap, "get_flattened_data") else [
-        tuple(pixel) for pixel in scrap.getdata()
-    ]  # fmt: skip
-    spans = [max(values) - min(values) + 1 for values in list(zip(*seen, strict=True))[:2]]
+    seen = numpy.asarray(scrap).reshape(-1, 3)
+    spans = (seen.max(axis=0).astype(int) - seen.min(axis=0) + 1).tolist()
     if width >= 10 and height >= 10:
         # Enlarging overshoots by a pixel at the most.
         assert (spans[0] - 2) * (spans[1] - 2) <= 0.2 * width * height
@@ -63,7 +63,7 @@ def test_scraps_differ_by_seed_and_reach_the_whole_image() -> None:
     centres, shares = [], []
     for seed in range(300):
         scrap = scrap_of(whole, seed)
-        low, high = scrap.getpixel((0, 0)), scrap.getpixel((99, 99))
+        low, high = (numpy.asarray(scrap)[corner, corner].astype(int).tolist() for corner in (0, 99))
         centres.append((low[0] + high[0]) / 2)
         shares.append((high[0] - low[0] + 1) * (high[1] - low[1] + 1) / 10_000)
     assert min(centres) < 15
@@ -180,13 +180,13 @@ def made(folder: Path, changes: dict[str, Any], shared: bool) -> tuple[Any, RunF
         trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared)
         book = open_book(run.job(), loaded, shared)
         scorer = PairScorer(trainer, material, trainer.collate_pairs)
+        noise = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0.0, 0.05, generator=noise)
         references(run, config, trainer, material, book, scorer, reporter)
     trainer.remove_callback(Telling)  # its reporter has ended
-    noise = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.05, generator=noise)
     return trainer, run, rows
 
 
@@ -200,12 +200,12 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[n] for n in range(len(rows))]))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
+    torch.autograd.backward(loss)
     ours = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
     trainer.model.zero_grad()
     (tmp_path / "plain").mkdir()
     plain = Plain(trainer, run, rows, tmp_path / "plain").loss(image, anchor)
-    plain.backward()
+    torch.autograd.backward(plain)
     assert loss.item() == pytest.approx(plain.item(), abs=1e-4)
     wanted = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     assert ours.keys() == wanted.keys()
@@ -221,7 +221,7 @@ def test_without_weights_the_loss_is_trls_and_nothing_is_prepared(tmp_path: Path
     from trl import DPOTrainer
 
     loss = trainer.compute_loss(trainer.model, batch)
-    assert float(loss) == float(DPOTrainer.compute_loss(trainer, trainer.model, batch))
+    assert loss.item() == DPOTrainer.compute_loss(trainer, trainer.model, batch).item()
     assert not list(run.path.glob("scraps-*"))
 
 
@@ -253,7 +253,7 @@ def test_scraps_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def scrap_note(run: RunFolder) -> str:
-    return next(e["text"] for e in tiny.events(run, "note") if e["text"].startswith("Reference under scraps"))
+    return next(str(e["text"]) for e in tiny.events(run, "note") if e["text"].startswith("Reference under scraps"))
 
 
 def test_mdpo_through_the_worker(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_mdpo_through_the_worker(tmp_path: Path) -> None:
 
 
 def test_held_out_margins_weigh_every_pair_with_an_image_alike(tmp_path: Path) -> None:
-    trainer, _, rows = made(tmp_path, {}, True)
+    trainer, _, _ = made(tmp_path, {}, True)
     trainer.model.eval()
     singles = []
     for group in ([0, 1, 2], [3, 4], [5]):

@@ -10,10 +10,10 @@ import pytest
 
 from factories import World
 from job_pages import advance, raw_of
+from jobs.freezing import freeze
 from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter
-from storage.datasets import freeze_pairs
 from storage.errors import UserError
 from storage.lifecycle import JobStatus
 from storage.pairs import choose_by_hand
@@ -38,7 +38,7 @@ def frozen(world: World, name: str = "first") -> int:
     for number in (1, 2, 3, 4):
         one, other = world.candidates(world.sample(number), ["a red circle", "red"])
         choose_by_hand(world.db, "ada", one.id, other.id)
-    return freeze_pairs(world.db, "ada", name, ("accepted", "proposed"), heldout_percent=25).id
+    return freeze(world.db, "ada", name, ("accepted", "proposed"), heldout_percent=25).id
 
 
 def test_an_empty_list_says_what_to_do_next(context: Context) -> None:
@@ -177,7 +177,7 @@ def test_forms_offer_what_there_is(world: World, context: Context) -> None:
     job = store.add_job(world.db, kind="dpo", config={}, user="ada", slot_kind="device", dataset_id=dataset_id)
     add_adapter(world.db, job, "colours", "ab" * 32, 1, "demo", "dpo")
     full = job_launch.offers(world.db, world.settings)
-    assert full.hints == {}
+    assert full.hints.keys() == {"steerlm", "rejection"}, "nobody has scored an answer of it"
     assert [value for _, value in full.choices["dpo"]["dataset"]] == ["first"]
     assert [value for _, value in full.choices["generate"]["adapter"]] == ["", 1]
     assert [value for _, value in full.choices["generate"]["device"]] == ["", "cpu"]

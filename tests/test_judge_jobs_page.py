@@ -162,8 +162,9 @@ def test_buttons_stand_only_where_they_do_something(world: World, context: Conte
         found = look(context, Watch(), job.id)
         return {name for name in ("pausable", "paused", "resumable") if getattr(found, name)}
 
+    chat = advance(world, world.job("serve"), JobStatus.STARTING, JobStatus.RUNNING)
     training = advance(world, world.job("dpo"), JobStatus.STARTING, JobStatus.RUNNING)
-    assert offered(training) == set()
+    assert offered(chat) == offered(training) == set()
     assert "cannot pause" in pause(context, training.id)
     job = judging(world)
     assert offered(job) == {"pausable"}
@@ -178,8 +179,10 @@ def test_buttons_stand_only_where_they_do_something(world: World, context: Conte
     assert store.get_job(world.db, job.id).status is JobStatus.QUEUED
     assert offered(job) == set()
     assert "Choose a job" in go_on(context, None)
+    store.move(world.db, chat.id, JobStatus.FAILED, "no memory")
+    assert offered(chat) == set(), "a chat begins anew"
     store.move(world.db, training.id, JobStatus.FAILED, "no memory")
-    assert offered(training) == set(), "training begins anew"
+    assert offered(training) == {"resumable"}, "from its newest checkpoint"
 
 
 def test_a_wait_tells_its_reason_and_promises_no_time(world: World, context: Context) -> None:

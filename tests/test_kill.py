@@ -12,9 +12,9 @@ import pytest
 from browser import processes_of, start_app
 from factories import USER, open_world
 from jobs import queue
+from jobs.freezing import freeze
 from storage import jobs as store
 from storage import pairs
-from storage.datasets import freeze_pairs
 from storage.lifecycle import ENDED, JobStatus
 from storage.rows import rows
 from tiny import tiny_llava
@@ -30,7 +30,7 @@ def test_a_training_outlives_the_app(tmp_path: Path, wait_for: Callable[..., Non
     for number in range(1, 9):
         one, two = world.candidates(world.sample(number), ["It is a circle.", "circle"], made)
         pairs.choose_by_hand(world.db, USER, one.id, two.id)
-    freeze_pairs(world.db, USER, "shapes", heldout_percent=25)
+    freeze(world.db, USER, "shapes", heldout_percent=25)
     app, _ = start_app(world.folder.root)
     again = None
     try:

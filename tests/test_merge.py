@@ -232,7 +232,6 @@ def test_a_base_that_says_it_is_quantized(tmp_path: Path, monkeypatch: pytest.Mo
     run = merge_run(tmp_path / "run", make_adapter(tmp_path / "adapter"))
     from jobs.gpu.loading import load_for
 
-
     def quantized(*arguments: Any) -> Any:
         loaded = load_for(*arguments)
         loaded.model.config.quantization_config = {"load_in_4bit": True}

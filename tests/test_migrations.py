@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
 
-from storage import history
+from jobs.configs import TrainConfig, parse_config
+from jobs.freezing import contents_of, freeze
+from jobs.packing_training import pack_training
+from storage import history, pairs
 from storage.database import connect, migrate
+from storage.datasets import dataset_rows, get_dataset, hash_rows
+from storage.errors import UserError
 from storage.folder import DataFolder
 from storage.migrations import migrations
-from storage.records import Score
+from storage.records import METRICS, Score
 from storage.samples import add_sample
-from storage.scores import get_judgements, set_score
+from storage.scores import add_judgement, ensure_rater, get_judgements, set_score
 from storage.upkeep import check
 
 LANDED = ["m001_create_tables", "m002_keep_judges_calls", "m003_keep_trainings"]
-SCHEMAS = {"m001_create_tables": "fbcd94436629b250", "m002_keep_judges_calls": "462d3597a1be3c22"}
+SCHEMAS = {
+    "m001_create_tables": "fbcd94436629b250",
+    "m002_keep_judges_calls": "462d3597a1be3c22",
+    "m003_keep_trainings": "baf5ad91d97c2078",
+}
 
 
 def test_migrations_are_only_appended() -> None:
@@ -93,5 +103,97 @@ def test_labels_of_the_first_version_stay_and_can_still_be_undone(tmp_path: Path
     assert get_judgements(db, [sample_id])[sample_id][0].scores == (Score(1, correctness=1),)
     history.undo(db, "ada")
     assert get_judgements(db, [sample_id])[sample_id] == []
+    assert check(db, folder) == []
+    db.close()
+
+
+def freeze_as_before(db: Database, name: str) -> str:
+    """What version 0.2 stored when accepted pairs were frozen: the pairs alone; returns the hash."""
+    rows = [
+        {
+            "pair_id": view.pair.id,
+            "sample_id": view.pair.sample_id,
+            "messages": [{"role": "user", "content": view.question}],
+            "chosen": view.chosen,
+            "rejected": view.rejected,
+            "origin": view.pair.origin,
+            "chosen_quality": None,
+            "rejected_quality": None,
+            "images": [f"sample:{view.pair.sample_id}"],
+        }
+        for view in pairs.list_pairs(db)
+    ]
+    splits = ["train"] * (len(rows) - 1) + ["heldout"]
+    counts = {"train": len(rows) - 1, "heldout": 1, "samples": len(rows)}
+    counts |= {"chosen_characters": 9.0, "rejected_characters": 3.0}
+    digest = hashlib.sha256()
+    for split, row in zip(splits, rows, strict=True):
+        content = {key: row[key] for key in ("messages", "chosen", "rejected")}
+        digest.update(json.dumps([split, content], ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    rule = {"statuses": ["accepted"], "heldout_percent": 25.0, "seed": 0}
+    db.conn.execute(
+        "INSERT INTO datasets (name, hash, rule, counts, user, created_at) VALUES (?, ?, ?, ?, 'ada', '2026')",
+        [name, digest.hexdigest(), json.dumps(rule), json.dumps(counts)],
+    )
+    db.conn.executemany(
+        "INSERT INTO dataset_rows (dataset_id, position, split, sample_id, pair_id, row)"
+        " VALUES (1, ?, ?, ?, ?, ?)",
+        [
+            (place, split, row["sample_id"], row["pair_id"], json.dumps(row))
+            for place, (split, row) in enumerate(zip(splits, rows, strict=True))
+        ],
+    )
+    return digest.hexdigest()
+
+
+def training(kind: str, dataset: str) -> TrainConfig:
+    config = parse_config(kind, {"dataset": dataset})
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def test_a_data_set_of_the_second_version_trains_dpo_and_can_be_frozen_again(tmp_path: Path) -> None:
+    """Its rows become pairs, its hash stays; what the other methods need wasn't kept yet, and they say so."""
+    folder = DataFolder(tmp_path).create()
+    db = open_at(folder, "m002_keep_judges_calls")
+    db.conn.execute("INSERT INTO users VALUES ('ada', '2026-11-22')")
+    rater = ensure_rater(db, "judge", "gemini", "plumb-1", "together")
+    for number in range(1, 5):
+        messages = [{"role": "user", "content": f"what shape is {number}?"}]
+        sample_id = add_sample(db, "easy-vqa", str(number), messages, "circle")
+        ids = []
+        for text in (f"a circle {number}", "no"):
+            cursor = db.conn.execute(
+                "INSERT INTO candidates (sample_id, text, author, created_at) VALUES (?, ?, 'ada', '2026')",
+                [sample_id, text],
+            )
+            ids.append(int(cursor.lastrowid or 0))
+        pairs.choose_by_hand(db, "ada", *ids)
+        assert sample_id is not None
+        scores = [{"candidate_id": one, **dict.fromkeys(METRICS, place)} for place, one in enumerate(ids)]
+        add_judgement(db, rater_id=rater, sample_id=sample_id, job_id=None, state="ok", scores=scores)
+    digest = freeze_as_before(db, "old")
+    db.close()
+
+    assert migrate(folder) == ["m003_keep_trainings"]
+    db = connect(folder)
+    dataset = get_dataset(db, "old")
+    rows = dataset_rows(db, dataset.id)
+    assert [(row.kind, row.split) for row in rows] == [("pair", "train")] * 3 + [("pair", "heldout")]
+    assert dataset_rows(db, dataset.id, kind="sample") == []
+    assert dataset.hash == digest == hash_rows([row.split for row in rows], [row.row for row in rows])
+    assert contents_of(dataset) is None
+    freight = pack_training(db, training("dpo", "old"))
+    assert [row["split"] for row in freight.rows] == ["train", "train", "train", "heldout"]
+    assert json.loads(freight.files["lineage.json"])["raters"] == []
+    for kind in ("steerlm", "rejection", "sft"):
+        with pytest.raises(UserError, match=f"'old' was frozen before .* by {kind}. Freeze its pairs again"):
+            pack_training(db, training(kind, "old"))
+
+    again = freeze(db, "ada", "new", heldout_percent=25)
+    assert str(contents_of(again)) == "4 pairs, 4 samples with 8 scored answers, 4 references"
+    assert get_dataset(db, "old") == dataset
+    counts = {kind: len(pack_training(db, training(kind, "new")).rows) for kind in ("steerlm", "rejection", "sft")}
+    assert counts == {"steerlm": 8 + 1, "rejection": 4 + 1, "sft": 4 + 1}
     assert check(db, folder) == []
     db.close()

@@ -11,12 +11,12 @@ import pytest
 
 from factories import World
 from jobs.configs import parse_config
+from jobs.freezing import freeze
 from jobs.merged import Merged, merged_root
 from storage import jobs as store
 from storage.adapters import add_adapter, delete_adapter, get_adapter, keep_adapter, list_adapters, uses_of
 from storage.candidates import add_generated
 from storage.chats import add_turn, start_conversation
-from storage.datasets import freeze_pairs
 from storage.errors import Conflict, NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
 from storage.pairs import choose_by_hand
@@ -36,7 +36,7 @@ def frozen(world: World, name: str = "shapes") -> int:
     for number in (1, 2, 3, 4):
         one, other = world.candidates(world.sample(number), ["a red circle", "red"])
         choose_by_hand(world.db, "ada", one.id, other.id)
-    return freeze_pairs(world.db, "ada", name, ("accepted", "proposed"), heldout_percent=25).id
+    return freeze(world.db, "ada", name, ("accepted", "proposed"), heldout_percent=25).id
 
 
 def trained(
@@ -137,7 +137,7 @@ def test_the_newest_is_opened_with_all_that_is_known_of_it(world: World, context
         f'href="/jobs?kind=dpo&amp;start_adapter={adapter.id}&amp;model=demo"',
         f'href="/jobs?kind=generate&amp;adapter={adapter.id}&amp;model=demo"',
         "/models?view=runs&amp;dataset=shapes",
-        "accepted and proposed pairs",
+        "ada · pairs by hand (a person): 4 pairs",
     ):
         assert part in drawn, part
     row = re.search(r"Accuracy</th><td>([^<]*)</td><td>([^<]*)</td>", drawn)
@@ -171,6 +171,7 @@ def test_an_address_opens_an_adapter_or_merged_weights(world: World, context: Co
     ("rule", "words"),
     [
         ({}, "does not name its raters"),
+        ({"statuses": ["accepted"]}, "accepted pairs; the data set"),
         ({"raters": None}, "does not name its raters"),
         ({"raters": ["strange", 3]}, "does not name its raters"),
         (

@@ -226,6 +226,42 @@ def test_a_data_set_is_frozen_and_shown_with_the_way_on(world: World, context: C
     assert shape.all(href="/jobs?kind=dpo&dataset=shapes%20%26%20co")
 
 
+def test_the_panel_tells_what_will_be_in_the_set_and_what_is(world: World, context: Context) -> None:
+    fill(world, [12, 2], [9, 1], [5, 5])
+    page.add_pairs(context, USER, RULE)
+
+    def would_hold(*statuses: Any, raters: str = "people before judges", judge: str = "") -> str:
+        return Shape(page.show_contents(context, statuses, raters, judge)).text
+
+    assert would_hold("accepted") == "No pair is accepted yet: there is nothing to freeze."
+    assert would_hold() == "Tick which pairs to freeze."
+    page.accept_all(context, USER)
+    told = "2 pairs, 3 samples with 6 scored answers, 3 references"
+    assert would_hold("accepted", "proposed") == f"Would hold {told}."
+    alone = would_hold("accepted", raters="people")
+    assert alone.startswith("Would hold 2 pairs, 0 samples with 0 scored answers, 2 references.")
+    assert alone.endswith("DPO alone can train on it: no answer is scored.")
+    choice = page.judge_choices(context)[1][1]
+    assert would_hold("accepted", raters="judges", judge=choice) == f"Would hold {told}."
+
+    entry = page.freeze(context, USER, "shapes", ["accepted"], 0, 0)
+    assert page.say_frozen(entry) == f"“shapes” is frozen: {told}."
+    assert told in Shape(page.show_datasets(context)).text
+    by_people = page.freeze(context, USER, "people", ["accepted"], 0, 0, "people")
+    assert by_people.rule["whose_scores"] == "people"
+    by_judge = page.freeze(context, USER, "judge", ["accepted"], 0, 0, "judges", choice)
+    assert by_judge.rule["judge"] == ["test-judge", "", ""]
+
+
+def test_a_set_from_before_answers_were_kept_says_so(world: World, context: Context) -> None:
+    fill(world, [12, 2])
+    page.add_pairs(context, USER, RULE)
+    page.freeze(context, USER, "old", ["proposed"], 0, 0)
+    counts = '{"train": 1, "heldout": 0, "samples": 1, "chosen_characters": 9, "rejected_characters": 9}'
+    world.db.conn.execute("UPDATE datasets SET counts = ?", [counts])
+    assert "pairs alone: freeze again for SteerLM" in Shape(page.show_datasets(context)).text
+
+
 @pytest.mark.parametrize(
     ("name", "statuses", "heldout", "seed", "said"),
     [

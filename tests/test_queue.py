@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 from factories import USER, World, settings_for
 from jobs import queue
 from jobs.configs import KINDS, PRESETS, parse_config
+from jobs.freezing import freeze
+from jobs.placement import wanted_by
 from jobs.processes import PROJECT
 from jobs.runs import RunFolder
 from jobs.settings import detect_devices, load_settings
 from storage import jobs as store
 from storage import pairs
-from storage.datasets import freeze_pairs
 from storage.errors import Conflict, NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
 
@@ -71,7 +73,7 @@ def test_a_frozen_job_does_not_move_with_the_live_tables(world: World) -> None:
     for n in range(1, 5):
         one, two = world.candidates(world.sample(n), ["good", "bad"])
         pairs.choose_by_hand(world.db, USER, one.id, two.id)
-    dataset = freeze_pairs(world.db, USER, "first", heldout_percent=25)
+    dataset = freeze(world.db, USER, "first", heldout_percent=25)
     job, run = submit(world, "dpo", dataset="first")
     for view in pairs.list_pairs(world.db):
         pairs.flip(world.db, USER, view.pair.id)
@@ -109,6 +111,64 @@ def test_bad_input_is_refused_and_leaves_nothing(
         queue.submit(world.db, world.settings, kind, values, USER)
     assert store.list_jobs(world.db) == []
     assert list(world.folder.runs.iterdir()) == []
+
+
+def freeze_four(world: World) -> None:
+    for n in range(1, 5):
+        one, two = world.candidates(world.sample(n), ["good", "bad"])
+        pairs.choose_by_hand(world.db, USER, one.id, two.id)
+    freeze(world.db, USER, "four", heldout_percent=25)
+
+
+@pytest.mark.parametrize(
+    ("devices", "values", "text"),
+    [
+        ("cuda:0,cuda:1", {"processes": 4}, "processes = 4 needs as many GPUs, and this Plumb has 2"),
+        ("cuda:0", {"processes": 2}, "has 1 (cuda:0) (set by --devices or PLUMB_DEVICES). Set processes to 1 or"),
+        ("cpu,cuda:0", {"processes": 2}, "has 1 (cuda:0)"),
+        ("mps", {"processes": 2}, "has none (mps)"),
+        ("mps", {"processes": 2, "device": "mps"}, "one device runs one process. To use it, set processes to 1"),
+        ("cuda:0,cuda:1", {"processes": 2, "device": "cuda:0"}, "To use it, leave device empty"),
+        ("cpu", {"processes": 2, "device": "cuda:0"}, "device = 'cuda:0' is not there"),
+        (
+            "cpu",
+            {"processes": 2, "accelerate_config": "/nowhere.yaml"},
+            "accelerate_config = '/nowhere.yaml' cannot",
+        ),
+        ("cpu", {"processes": 3}, "global_batch 128 is not a multiple"),
+    ],
+)
+def test_more_devices_than_there_are_are_refused(
+    world: World, devices: str, values: dict[str, Any], text: str
+) -> None:
+    freeze_four(world)
+    settings = world.settings.model_copy(update={"devices": tuple(devices.split(","))})
+    with pytest.raises(UserError, match=re.escape(text)):
+        queue.submit(world.db, settings, "dpo", {"dataset": "four", **values}, USER)
+    assert store.list_jobs(world.db, kind="dpo") == []
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cuda:0,cuda:1", "cpu,cuda:0,cuda:1"])
+def test_as_many_devices_as_there_are_are_taken(world: World, devices: str) -> None:
+    freeze_four(world)
+    settings = world.settings.model_copy(update={"devices": tuple(devices.split(","))})
+    assert (
+        queue.submit(world.db, settings, "dpo", {"dataset": "four", "processes": 2}, USER).config["processes"] == 2
+    )
+
+
+def test_accelerates_file_is_frozen_with_the_job(world: World, tmp_path: Path) -> None:
+    """What the file says when the job starts, and where it lies by then, is of no matter."""
+    freeze_four(world)
+    file = tmp_path / "fsdp.yaml"
+    file.write_text("distributed_type: FSDP\nnum_processes: 4\nnum_machines: 2\n")
+    settings = world.settings.model_copy(update={"devices": ("cuda:0", "cuda:1")})
+    values = {"dataset": "four", "processes": 4, "accelerate_config": str(file)}
+    job = queue.submit(world.db, settings, "dpo", values, USER)
+    run = RunFolder(world.folder.run(job.id))
+    assert (run.path / "data" / "accelerate.yaml").read_text() == file.read_text()
+    file.unlink()
+    assert wanted_by(job, run, settings.devices) == (("cuda:0", "cuda:1"), 2), "the other two are elsewhere"
 
 
 def test_a_missing_image_file_is_named(world: World) -> None:

@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, whole: RunFol
 def interrupted(run: RunFolder, name: str, when: Callable[[Any], bool], act: Callable[[], None]) -> None:
     """Work, and `act` in the training's callback of this name as soon as `when` says so of the trainer's state."""
     real = getattr(Telling, name)
-    done = []
+    done: list[bool] = []
 
     def callback(self: Any, args: Any, state: Any, *rest: Any, **named: Any) -> Any:
         if not done and when(state):
@@ -173,10 +173,12 @@ def test_a_stop_within_an_evaluation_makes_up_for_it(tmp_path: Path, whole: RunF
     assert [at for at, _ in metrics(run, "loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_stop_within_the_report_trains_no_further(tmp_path: Path, whole: RunFolder) -> None:
+def test_a_stop_within_the_report_trains_no_further(tmp_path: Path) -> None:
+    """In the middle of an epoch, too."""
     from jobs.gpu.watching import Watcher
 
-    run = uneven_run(tmp_path / "run")
+    whole, run = (uneven_run(tmp_path / name, max_steps=4) for name in ("whole", "run"))
+    assert work(whole.path) == 0
     real = Watcher.report
 
     def report(self: Watcher) -> dict[str, float]:
@@ -186,10 +188,10 @@ def test_a_stop_within_the_report_trains_no_further(tmp_path: Path, whole: RunFo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watcher, "report", report)
         assert work(run.path) == 0
-    assert "after step 6 of 6" in last_end(run)["reason"]
+    assert "after step 4 of 4" in last_end(run)["reason"]
     go_on(run)
     assert apart(run, whole) < 1e-6
-    assert [at for at, _ in metrics(run, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [at for at, _ in metrics(run, "loss")] == [1, 2, 3, 4]
     assert metrics(run, "report_loss") == metrics(whole, "report_loss")
 
 

@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from factories import USER, World, open_world
+from factories import USER, open_world
 from jobs import launch, queue
 from jobs.configs import DpoConfig
+from jobs.freezing import freeze
 from jobs.gpu.devices import claim_device
 from jobs.gpu.ranks import check_processes
 from jobs.launch import Ending, Rank, is_lost_peer, verdict
@@ -32,7 +33,6 @@ from jobs.runs import JobFile, RunFolder
 from jobs.worker import work
 from storage import jobs as store
 from storage import pairs
-from storage.datasets import freeze_pairs
 from storage.errors import UserError
 from storage.lifecycle import ENDED, JobStatus
 from test_dpo_job import dpo_run, pair
@@ -320,6 +320,20 @@ def test_sigterm_ends_all_of_them_softly(tmp_path: Path, start: Start, wait_for:
 
 
 @pytest.mark.slow
+def test_processes_that_hang_are_ended_hard(tmp_path: Path, start: Start, wait_for: Wait) -> None:
+    """One doesn't move, the other waits for it in the exchange of gradients, where no signal is heard."""
+    run = dpo_run(tmp_path / "run", LONG)
+    child = start(run)
+    wait_for(lambda: training(run), "it trains")
+    os.kill(launch.read_ranks(run)[1].pid, signal.SIGSTOP)
+    os.killpg(child.pid, signal.SIGTERM)
+    end = done(child, run)
+    assert (child.returncode, end["status"]) == (0, "stopped")
+    assert end["reason"].startswith("ended by SIGTERM")
+    assert ranks_of(run) == []
+
+
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nobody_training(tmp_path: Path, start: Start, wait_for: Wait) -> None:
     run = dpo_run(tmp_path / "run", LONG)
     child = start(run)
@@ -340,7 +354,7 @@ def test_a_killed_training_goes_on_by_itself(tmp_path: Path, wait_for: Wait) -> 
     for number in range(1, 9):
         one, two = world.candidates(world.sample(number), ["It is a circle.", "circle"], made)
         pairs.choose_by_hand(world.db, USER, one.id, two.id)
-    freeze_pairs(world.db, USER, "shapes", heldout_percent=25)
+    freeze(world.db, USER, "shapes", heldout_percent=25)
     try:
         values = {**TWO, "dataset": "shapes", "model": str(tiny.tiny_llava()), "global_batch": 4, "max_steps": 60}
         job = queue.submit(world.db, world.settings, "dpo", {**values, "evaluations": 6}, USER)

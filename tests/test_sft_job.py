@@ -29,6 +29,9 @@ FAST = {
     "epochs": 100.0,
     "max_steps": 8,
     "evaluations": 2,
+    "watched_samples": 0,
+    "watched_prompts": "",
+    "report_to": "",
 }
 BEST = (4, 4, 4, 4, 4)
 
@@ -149,6 +152,21 @@ def test_the_loss_falls_and_is_told(trained: dict[str, RunFolder], kind: str) ->
     assert last_end(run)["status"] == "done"
     event = tiny.events(run, "adapter")[0]
     assert (event["path"], event["name"], event["method"]) == ("adapter", f"answers-{kind}-7", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_pairs_are_rewarded(trained: dict[str, RunFolder], kind: str) -> None:
+    """What is learned here are the chosen answers: they become likelier than the reference had them."""
+    values: dict[str, float] = {}
+    for event in tiny.events(trained[kind], "metric"):
+        values |= event["values"]
+    assert values["heldout_reward_chosen"] > 0
+    assert values["heldout_reward_margin"] == pytest.approx(
+        values["heldout_reward_chosen"] - values["heldout_reward_rejected"], abs=1e-4
+    )
+    assert values["heldout_reward_accuracy"] == values["report_reward_accuracy"] == 1.0
+    assert 0 <= values["heldout_token_accuracy"] <= 1
+    assert values["token_accuracy"] > 0
 
 
 def test_each_method_says_how_its_rows_run(trained: dict[str, RunFolder]) -> None:
@@ -386,7 +404,7 @@ def test_a_step_of_several_batches_weighs_every_token_alike(tmp_path: Path, acce
         config = {"batch_size": batch, "global_batch": 4, "max_steps": 1, "evaluations": 0}
         run = sft_run(tmp_path / name, "sft", config, rows)
         assert work(run.path) == 0, last_end(run)
-        values = tiny.events(run, "metric")[0]["values"]
+        values = next(event["values"] for event in tiny.events(run, "metric") if "loss" in event["values"])
         return values["loss"], values["gradient_norm"]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -404,6 +422,7 @@ def test_only_lora_moves(tmp_path: Path) -> None:
     assert all(".language_model." in name for name in moved)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     def told(name: str, seed: int) -> list[float]:
         run = sft_run(
@@ -417,6 +436,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
     assert first != told("c", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "steerlm"])
 def test_bfloat16_with_dropout_checkpointing_and_accumulation(tmp_path: Path, kind: str) -> None:
     config = {"dtype": "bfloat16", "batch_size": 2, "gradient_checkpointing": True, "lora_dropout": 0.05}

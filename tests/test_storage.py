@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import USER, World, open_world, settings_for
+from jobs.freezing import freeze
 from jobs.processes import PROJECT
 from storage import history, pairs, upkeep
 from storage.database import connect, immediate, migrate, session
-from storage.datasets import dataset_rows, freeze_pairs, get_dataset, hash_rows, split_by_image
+from storage.datasets import connected, dataset_rows, get_dataset, hash_rows, split_by_image
 from storage.errors import Conflict, DatabaseBusy, DatabaseTooNew, NotFound, UserError
 from storage.folder import DataFolder
 from storage.rows import rows
@@ -158,32 +159,34 @@ def frozen_pairs(world: World, number: int, name: str = "first", **options: floa
         sample = world.sample(n + 1)
         one, two = world.candidates(sample, [f"good {n}", f"bad {n}"])
         pairs.choose_by_hand(world.db, USER, one.id, two.id)
-    return freeze_pairs(world.db, USER, name, **options).id  # type: ignore[arg-type]
+    return freeze(world.db, USER, name, **options).id  # type: ignore[arg-type]
 
 
 def test_a_frozen_data_set_does_not_move_with_the_live_tables(world: World) -> None:
     dataset_id = frozen_pairs(world, 10, heldout_percent=20)
-    before = dataset_rows(world.db, dataset_id)
+    before = [*dataset_rows(world.db, dataset_id), *dataset_rows(world.db, dataset_id, kind="sample")]
     frozen = get_dataset(world.db, "first")
     assert frozen.counts["train"] + frozen.counts["heldout"] == 10
     assert frozen.counts["heldout"] == 2
     for view in pairs.list_pairs(world.db):
         pairs.flip(world.db, USER, view.pair.id)
-    assert dataset_rows(world.db, dataset_id) == before
+    after = [*dataset_rows(world.db, dataset_id), *dataset_rows(world.db, dataset_id, kind="sample")]
+    assert after == before
+    assert [row.position for row in before] == list(range(20)), "pairs, then the samples behind them"
     assert frozen.hash == hash_rows([row.split for row in before], [row.row for row in before])
-    assert freeze_pairs(world.db, USER, "second", heldout_percent=20).hash != frozen.hash
+    assert freeze(world.db, USER, "second", heldout_percent=20).hash != frozen.hash
 
 
 def test_two_data_sets_of_one_name_and_one_of_no_pairs(world: World) -> None:
     with pytest.raises(UserError, match="no pairs that are accepted"):
-        freeze_pairs(world.db, USER, "empty")
+        freeze(world.db, USER, "empty")
     frozen_pairs(world, 3)
     with pytest.raises(Conflict, match="named 'first' already"):
-        freeze_pairs(world.db, USER, "first")
+        freeze(world.db, USER, "first")
     with pytest.raises(UserError, match="name = ''"):
-        freeze_pairs(world.db, USER, "  ")
+        freeze(world.db, USER, "  ")
     with pytest.raises(UserError, match="held-out = 95"):
-        freeze_pairs(world.db, USER, "x", heldout_percent=95)
+        freeze(world.db, USER, "x", heldout_percent=95)
     with pytest.raises(NotFound, match="there are: first"):
         get_dataset(world.db, "nonsense")
 
@@ -193,8 +196,8 @@ def test_pairs_of_one_image_cannot_be_held_out(world: World) -> None:
         one, two = world.candidates(world.sample(n + 1, colour=7), [f"good {n}", f"bad {n}"])
         pairs.choose_by_hand(world.db, USER, one.id, two.id)
     with pytest.raises(UserError, match="share their images"):
-        freeze_pairs(world.db, USER, "x", heldout_percent=20)
-    assert freeze_pairs(world.db, USER, "x", heldout_percent=0).counts["train"] == 10
+        freeze(world.db, USER, "x", heldout_percent=20)
+    assert freeze(world.db, USER, "x", heldout_percent=0).counts["train"] == 10
 
 
 def test_what_is_frozen_cannot_be_undone_away(world: World) -> None:
@@ -218,6 +221,33 @@ def test_no_image_is_on_both_sides_of_a_split(groups: list[list[str]], percent: 
     assert not held & kept
     assert kept, "something is always left to train on"
     assert out == split_by_image(groups, percent, seed)
+
+
+@given(
+    pairs=st.lists(st.lists(st.integers(0, 20).map(str), min_size=1, max_size=2, unique=True), max_size=20),
+    samples=st.lists(st.lists(st.integers(0, 20).map(str), min_size=1, max_size=2, unique=True), max_size=20),
+    percent=st.integers(0, 90),
+    seed=st.integers(0, 5),
+)
+def test_pairs_and_samples_are_split_together(
+    pairs: list[list[str]], samples: list[list[str]], percent: int, seed: int
+) -> None:
+    """The percentage is of the pairs; samples go with them, and those without pairs by their own number."""
+    groups = [*pairs, *samples]
+    out = split_by_image(groups, percent, seed, len(pairs))
+    held = {key for keys, is_out in zip(groups, out, strict=True) for key in keys if is_out}
+    kept = {key for keys, is_out in zip(groups, out, strict=True) for key in keys if not is_out}
+    assert not held & kept
+    assert not pairs or not all(out[: len(pairs)]), "a pair is always left to train on"
+    names = connected(groups)
+    shared = set(names[: len(pairs)])
+    alone = [is_out for name, is_out in zip(names, out, strict=True) if name not in shared]
+    assert not alone or not all(alone), "and a sample of those without"
+    if len(set(names)) == len(names):  # nothing shared: the numbers are exact, as far as one remains
+        assert sum(out[: len(pairs)]) == min(round(len(pairs) * percent / 100), max(0, len(pairs) - 1))
+        assert sum(alone) == min(round(len(alone) * percent / 100), max(0, len(alone) - 1))
+    if all(set(keys) <= {key for pair in pairs for key in pair} and len(keys) == 1 for keys in samples):
+        assert out[: len(pairs)] == split_by_image(pairs, percent, seed), "samples do not move the pairs' split"
 
 
 def test_check_finds_what_is_wrong(world: World) -> None:

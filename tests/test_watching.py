@@ -18,9 +18,10 @@ from torch import nn
 
 import tiny
 import tiny_models
+import tiny_vlms
 from jobs.gpu.answering import end_tokens
 from jobs.gpu.answers import side_by_side, watched_rows
-from jobs.gpu.broken import MOST_NAMED
+from jobs.gpu.broken import MOST_NAMED, check_numbers
 from jobs.gpu.frames import answer_frame, answer_ids
 from jobs.gpu.prompts import encode, from_run
 from jobs.gpu.scoring import blanked, reward_metrics
@@ -29,7 +30,7 @@ from jobs.gpu.trainers import noise, undisturbed
 from jobs.gpu.watching import divergence, some
 from jobs.runs import RunFolder
 from jobs.worker import work
-from storage.errors import UserError
+from storage.errors import PlumbError, UserError
 from test_dpo_job import FAST, HELD_OUT, TIMED, dpo_run, last_end, metrics, pair
 from test_resume import apart, uneven_run
 from test_sft_job import answer, sft_run
@@ -203,7 +204,9 @@ def test_pairs_alone_can_be_held_out(tmp_path: Path) -> None:
     found = metrics(run, "heldout_reward_margin")
     assert [step for step, _ in found] == [4, 8]
     # Without images there is nothing to blank.
-    assert set(found[0][1]) == {f"heldout_{name}" for name in HELD_OUT - {"loss", "blank_margin"}}
+    assert set(found[0][1]) == {
+        f"heldout_{name}" for name in HELD_OUT - {"loss", "token_accuracy", "blank_margin"}
+    }
 
 
 def test_reward_metrics_of_a_small_table() -> None:
@@ -248,6 +251,69 @@ def test_a_blanked_batch_of_every_family_runs_and_gives_other_scores(name: str) 
     assert torch.equal(blank, again)  # nothing of the pictures is left
     assert (real - blank).abs()[[0, 1, 3, 4]].min() > 1e-4
     assert (real - blank).abs()[[2, 5]].max() < 1e-4  # the row without an image
+
+
+def watched_family(folder: Path, name: str) -> RunFolder:
+    """A run whose held-out pairs have no image, one and two."""
+    from test_families import FAST as FAMILY_FAST
+    from test_families import pictures
+
+    images = pictures(folder.parent / "images")
+    names = [image for image, _ in images]
+    rows = [pair(number, names[: number % 3]) for number in range(4)]
+    rows += [pair(number, names[: number % 3], "heldout") for number in range(20, 24)]
+    changes = {"max_steps": 3, "evaluations": 1, "watched_samples": 4, "watched_tokens": 4, "learning_rate": 2e-2}
+    config = {**FAMILY_FAST, **changes, "model": str(tiny_vlms.folder(name))}
+    run = tiny.frozen_run(folder, "dpo", config, rows, images)
+    assert work(run.path) == 0, last_end(run)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(tiny_vlms.FAMILIES))
+def test_every_familys_numbers_are_those_made_by_hand(tmp_path: Path, name: str) -> None:
+    """With the family's own processor, one sequence at a time, on transformers' own forward."""
+    from jobs.gpu.loading import load
+    from jobs.reporter import Reporter
+
+    run = watched_family(tmp_path / "run", name)
+    ((_, told),) = metrics(run, "heldout_kl")
+    with Reporter(run) as reporter:
+        base, other = (
+            load(str(tiny_vlms.folder(name)), "float32", torch.device("cpu"), tmp_path, reporter) for _ in range(2)
+        )
+    policy = PeftModel.from_pretrained(other.model, run.adapter).eval()
+    processor, divergences, margins = base.processor, [], []
+    for row in (row for row in run.rows() if row["split"] == "heldout"):
+        messages = from_run(run, row["messages"])
+        frame = answer_frame(processor, messages, end_tokens(base.model, processor.tokenizer))
+        ratios = []
+        for side in ("chosen", "rejected"):
+            encoded = encode(processor, [messages])
+            ids = torch.tensor([answer_ids(processor, row[side], frame)])
+            kinds = {key: value for key, value in encoded.items() if key.endswith("token_type_ids")}
+            whole = {key: torch.cat([value, torch.zeros_like(ids)], dim=1) for key, value in kinds.items()}
+            whole["input_ids"] = torch.cat([encoded.pop("input_ids"), ids], dim=1)
+            encoded.pop("attention_mask")
+            size = ids.shape[1]
+            with torch.no_grad():
+                ours, theirs = (
+                    model(**{**encoded, **whole}).logits[0, -size - 1 : -1].log_softmax(dim=-1)
+                    for model in (policy, base.model)
+                )
+            ratios.append(float((ours - theirs).gather(1, ids.T).sum()))
+            if side == "chosen":
+                divergences += (ours.exp() * (ours - theirs)).sum(dim=1).tolist()
+        margins.append(0.1 * (ratios[0] - ratios[1]))
+    assert told["heldout_kl"] == pytest.approx(sum(divergences) / len(divergences), rel=2e-3, abs=1e-6)
+    assert told["heldout_kl"] > 1e-5
+    assert told["heldout_reward_margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-3)
+    assert abs(told["heldout_blank_margin"] - told["heldout_reward_margin"]) > 1e-5
+    answers = tiny.events(run, "answers")[-1]["answers"]
+    assert len(answers) == 4
+    for item in (item for item in answers if item["image"]):
+        with Image.open(run.path / item["image"]) as picture:
+            assert min(picture.size) > 0
 
 
 # Looking changes nothing
@@ -376,6 +442,32 @@ def test_a_broken_gradient_names_the_steps_samples(tmp_path: Path) -> None:
     assert reason.count("/?sample=") == 4 <= MOST_NAMED
 
 
+class Stepped:
+    """A trainer with the batches of one step."""
+
+    def __init__(self, losses: list[float], skipped: bool = False) -> None:
+        import types
+
+        self.step_places = [[2 * number, 2 * number + 1] for number in range(len(losses))]
+        self.step_losses = [torch.tensor(loss) for loss in losses]
+        self.accelerator = types.SimpleNamespace(optimizer_step_was_skipped=skipped)
+
+
+def test_what_counts_as_broken() -> None:
+    material: Any = type("Rows", (), {"rows": [{"sample_id": number} for number in range(40)]})
+    check_numbers(3, {"loss": 0.5, "gradient_norm": 2.0}, Stepped([0.5]), material)
+    # float16: a gradient that overflows leaves its step out.
+    check_numbers(3, {"loss": 0.5, "gradient_norm": math.inf}, Stepped([0.5], skipped=True), material)
+    with pytest.raises(PlumbError, match="step 3: gradient_norm is inf, in a batch of sample 0 "):
+        check_numbers(3, {"gradient_norm": math.inf}, Stepped([0.5]), material)
+    with pytest.raises(PlumbError, match=r"step 4: heldout_loss is nan\. Look at"):
+        check_numbers(4, {"heldout_loss": math.nan})
+    with pytest.raises(PlumbError, match=r"a batch of sample 2 \(/\?sample=2\), sample 3 \(/\?sample=3\)\. Look"):
+        check_numbers(3, {"loss": math.nan}, Stepped([0.5, math.inf, 0.1]), material)
+    with pytest.raises(PlumbError, match=r"sample 7 \(/\?sample=7\) and 12 more\. "):
+        check_numbers(3, {"loss": math.nan}, Stepped([math.nan] * 10), material)
+
+
 # Watched answers
 
 
@@ -447,12 +539,41 @@ def test_watched_samples_are_the_first_of_an_order_by_the_seed() -> None:
 
     rows = [{"sample_id": number // 2, "number": number} for number in range(20)]
     material: Any = Rows(rows, list(range(4, 20))[::-1], [])
-    few, many = watched_rows(material, 3, seed=5), watched_rows(material, 6, seed=5)
+    few, many = watched_rows(material, "dpo", 3, seed=5), watched_rows(material, "dpo", 6, seed=5)
     assert len({row["sample_id"] for row in many}) == 6
     assert [row["number"] % 2 for row in many] == [0] * 6  # a sample's first row
-    assert [row["sample_id"] for row in few] != [row["sample_id"] for row in watched_rows(material, 3, seed=6)]
-    assert len(watched_rows(material, 50, seed=5)) == 8
-    assert watched_rows(Rows(rows, [], [3]), 2, 0) == [rows[3]]  # type: ignore[arg-type]
+    assert [row["sample_id"] for row in few] != [
+        row["sample_id"] for row in watched_rows(material, "dpo", 3, seed=6)
+    ]
+    assert len(watched_rows(material, "dpo", 50, seed=5)) == 8
+    alone: Any = Rows(rows, [], [3])
+    assert watched_rows(alone, "sft", 2, 0) == [rows[3]]
+    assert watched_rows(alone, "steerlm", 2, 0) == []
+
+
+def test_steerlm_is_watched_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text prompts ask for all values at 4, as pairs do; the page shows the question alone."""
+    from jobs.gpu.answers import Answers, asked
+    from jobs.steerlm import attribute_string, with_attributes
+
+    kept: list[Any] = []
+    real = Answers.ask
+
+    def ask(self: Answers, step: int) -> None:
+        kept.extend(self._items)
+        real(self, step)
+
+    monkeypatch.setattr(Answers, "ask", ask)
+    changes = {"max_steps": 1, "evaluations": 0, "watched_prompts": "Hi?", "watched_samples": 0}
+    run = sft_run(tmp_path / "run", "steerlm", changes)
+    assert work(run.path) == 0, last_end(run)
+    (item,) = kept
+    assert item.messages == with_attributes(tiny.ask("Hi?"))
+    assert item.messages[-1]["content"][-1]["text"].endswith("\n" + attribute_string())
+    ((told,),) = [event["answers"] for event in tiny.events(run, "answers")]
+    assert told["prompt"] == "Hi?"
+    assert asked(with_attributes(tiny.ask("what?", "x.png"))) == "what?"
+    assert asked(with_attributes([{"role": "user", "content": "what?"}])) == "what?"
 
 
 def test_a_prompt_that_fills_the_context_is_left_out(tmp_path: Path) -> None:
@@ -464,12 +585,39 @@ def test_a_prompt_that_fills_the_context_is_left_out(tmp_path: Path) -> None:
     assert any("is left out: its" in event["text"] for event in tiny.events(run, "note"))
 
 
+def test_from_an_adapter_the_first_answers_are_its_own(trained: RunFolder, tmp_path: Path) -> None:
+    """And the reference is that adapter: a policy that stays where it is has no distance, and no rewards."""
+    images = [(file.name, file) for file in sorted((trained.path.parent / "images").iterdir())]
+    config = {**FAST, "start_adapter": 3, "learning_rate": 1e-12, "max_steps": 1, "evaluations": 1}
+    run = tiny.frozen_run(tmp_path / "run", "dpo", config, list(trained.rows()), images, {3: trained.adapter})
+    assert work(run.path) == 0, last_end(run)
+    texts = [
+        [item["text"] for item in tiny.events(one, "answers")[at]["answers"]]
+        for one, at in ((trained, -1), (run, 0))
+    ]
+    assert texts[0] == texts[1]
+    ((_, told),) = metrics(run, "heldout_kl")
+    assert told["heldout_kl"] == pytest.approx(0, abs=1e-6)
+    assert told["heldout_reward_margin"] == pytest.approx(0, abs=1e-4)
+    assert told["heldout_blank_margin"] == pytest.approx(0, abs=1e-4)
+    assert told["heldout_logp_chosen"] == pytest.approx(
+        metrics(trained, "heldout_loss")[-1][1]["heldout_logp_chosen"], abs=1e-3
+    )
+
+
 # Trackers
 
 
-def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def board_of(folder: Path) -> Any:
+    """What TensorBoard reads from a run's folder."""
+    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
+    board = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return board
+
+
+def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> None:
     lines = read_lines(trained.path / "metrics.jsonl")
     told = [
         {"step": event["step"], **event["values"]}
@@ -477,8 +625,7 @@ def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> Non
         if "trial_seconds" not in event["values"]
     ]
     assert lines == told
-    board = EventAccumulator(str(trained.path / "tensorboard"))
-    board.Reload()
+    board = board_of(trained.path)
     names = {name for line in lines for name in line} - {"step"}
     assert set(board.Tags()["scalars"]) == names
     for name in ("loss", "heldout_reward_margin", "report_loss"):
@@ -489,8 +636,6 @@ def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> Non
 
 
 def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     from jobs.configs import DpoConfig
     from jobs.gpu.trackers import Curves
 
@@ -509,8 +654,7 @@ def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(tmp_path: Path) -> No
     assert read_lines(tmp_path / "metrics.jsonl") == [
         {"step": step, "loss": loss} for step, loss in ((1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0))
     ]
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
+    board = board_of(tmp_path)
     found = {scalar.step: scalar.value for scalar in board.Scalars("loss")}
     assert found == {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}
 

@@ -1,4 +1,4 @@
-"""Tiny VLMs of every family with their real processors: folders as a hub's, made in code, read by the Auto classes.
+"""Tiny VLMs of every family with their real processors: folders as a hub's, read by the Auto classes.
 
 Each has a byte-level tokenizer with its family's control tokens, the processor class of its family and a chat
 template in that family's manner. The models are those of tiny_models.py with ids that fit the tokenizers.
@@ -35,7 +35,9 @@ VICUNA_TEMPLATE = (
 )
 MISTRAL_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' }}" + _PARTS + "{{ content['text'] }}{% endfor %}{{ ' [/INST]' }}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    + _PARTS
+    + "{{ content['text'] }}{% endfor %}{{ ' [/INST]' }}"
     "{% else %}{{ ' ' }}" + _PARTS + "{{ content['text'] }}{% endfor %}{{ '</s> ' }}{% endif %}"
     "{% endfor %}"
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -44,19 +45,19 @@ def controls_of(model: type[BaseModel], prefix: str = "") -> tuple[Control, ...]
         TypeError: a field has a type for which there is no control.
     """
     found: list[Control] = []
-    for name, field in model.model_fields.items():
+    for name, entry in model.model_fields.items():
         path = f"{prefix}{name}"
-        annotation, optional = _without_none(field.annotation)
+        annotation, optional = _without_none(entry.annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found += controls_of(annotation, f"{path}.")
             continue
         kind, choices = _kind(annotation, path)
-        default = field.get_default(call_default_factory=True)
+        default = entry.get_default(call_default_factory=True)
         found.append(
             Control(
                 path=path,
-                title=field.title or name.replace("_", " ").capitalize(),
-                info=_info(field),
+                title=entry.title or name.replace("_", " ").capitalize(),
+                info=_info(entry),
                 kind=kind,
                 default=None if default is PydanticUndefined else default,
                 optional=optional,
@@ -104,13 +105,22 @@ def shown(control: Control, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Form:
-    """A built form: its controls and, in the same order, their components."""
+    """A built form: its controls and, in the same order, their components.
+
+    Attributes:
+        groups: the frames around the fields that stand together under "Advanced", by their heading.
+    """
 
     controls: tuple[Control, ...]
     components: tuple[Any, ...]
+    groups: Mapping[str, Any] = field(default_factory=dict)
 
     def component(self, path: str) -> Any:
         return self.components[self._index(path)]
+
+    def part(self, controls: Sequence[Control]) -> Form:
+        """The form of another model that shares these components: its fields must be among this one's."""
+        return Form(tuple(controls), tuple(self.component(control.path) for control in controls), self.groups)
 
     def fill(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that show these values (by dotted path); the other fields stay as they are."""
@@ -142,11 +152,15 @@ class Form:
 
 
 def merged(*updates: Mapping[Any, Any]) -> dict[Any, Any]:
-    """One update a component: what the later say is added to what the earlier say, and wins."""
+    """One update a component: what the later say is added to what the earlier say, and wins.
+
+    A plain value in place of an update stands for that value.
+    """
     together: dict[Any, Any] = {}
     for part in updates:
         for component, update in part.items():
-            together[component] = {**together.get(component, {}), **update}
+            told = update if isinstance(update, Mapping) else gr.update(value=update)
+            together[component] = {**together.get(component, {}), **told}
     return together
 
 
@@ -155,6 +169,8 @@ def build_form(
     main: Sequence[str],
     dropdowns: Mapping[str, bool] | None = None,
     width: int = 150,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    wide: Collection[str] = (),
 ) -> Form:
     """Make the components inside the current Blocks: `main` first, the rest under "Advanced".
 
@@ -163,28 +179,44 @@ def build_form(
         main: paths of the important fields, in their order.
         dropdowns: paths whose choices come from the database, with whether other values may be typed too.
         width: the least width of a field, in pixels.
+        groups: paths of fields under "Advanced" that stand together, by the heading above them; those that are in
+            no group come first.
+        wide: paths of fields that take two places in a row.
     """
+    groups = groups or {}
     dropdowns = dropdowns or {}
     by_path = {control.path: control for control in controls}
     made: dict[str, Any] = {}
     with gr.Row(elem_classes="plumb-form"):
         for path in main:
-            made[path] = _component(by_path[path], dropdowns, width)
-    rest = [control for control in controls if control.path not in made]
+            made[path] = _component(by_path[path], dropdowns, width, path in wide)
+    rest = [control.path for control in controls if control.path not in made]
+    grouped = {path for paths in groups.values() for path in paths}
+    frames: dict[str, Any] = {}
     if rest:
-        with gr.Accordion("Advanced", open=False), gr.Row(elem_classes="plumb-form"):
-            for control in rest:
-                made[control.path] = _component(control, dropdowns, width)
-    return Form(tuple(controls), tuple(made[control.path] for control in controls))
+        with gr.Accordion("Advanced", open=False):
+            for heading, paths in {"": [path for path in rest if path not in grouped], **groups}.items():
+                if not paths:
+                    continue
+                with gr.Column(elem_classes="plumb-group") as frame:
+                    if heading:
+                        gr.HTML(f"<h4>{escape(heading)}</h4>", apply_default_css=False, elem_classes="plumb-piece")
+                    with gr.Row(elem_classes="plumb-form"):
+                        for path in paths:
+                            made[path] = _component(by_path[path], dropdowns, width, path in wide)
+                frames[heading] = frame
+    frames.pop("", None)
+    return Form(tuple(controls), tuple(made[control.path] for control in controls), frames)
 
 
-def _component(control: Control, dropdowns: Mapping[str, bool], width: int) -> Any:
+def _component(control: Control, dropdowns: Mapping[str, bool], width: int, wide: bool = False) -> Any:
     value = shown(control, control.default)
     common: dict[str, Any] = {
         "label": control.title,
         "info": control.info or None,
         "min_width": width,
         "interactive": True,
+        "elem_classes": "plumb-wide" if wide else None,
     }
     if control.path in dropdowns:
         first = [value] if value not in (None, "") else []

@@ -16,6 +16,7 @@ from jobs.configs import KINDS, PRESETS, CallConfig
 from jobs.judges import rules
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
+from jobs.merged import list_merged
 from jobs.models import DEMO
 from jobs.rubric import list_rubrics
 from jobs.settings import Settings
@@ -26,9 +27,11 @@ from storage.errors import UserError
 from storage.records import Job
 from storage.results import samples_without_result
 from storage.samples import SampleFilter, count_samples, facets
+from workbench import training_form
 from workbench.forms import Choice, Control, controls_of, flatten
+from workbench.training_form import TRAINED
 
-LAUNCHED = ("generate", "judge", "checklist", "dpo")
+LAUNCHED = ("generate", "judge", "checklist", *TRAINED)
 ESTIMATED = ("judge", "checklist")
 
 # The fields in front, in their order; all others stand under "Advanced".
@@ -53,7 +56,7 @@ MAIN: dict[str, tuple[str, ...]] = {
         "samples.only_missing",
     ),
     "checklist": ("judge", "model", "items", "budget", "samples.limit", "samples.only_missing"),
-    "dpo": ("dataset", "model", "name", "beta", "learning_rate", "epochs", "max_steps", "batch_size", "lora_r"),
+    **{kind: tuple(path for path in training_form.MAIN if path in training_form.paths(kind)) for kind in TRAINED},
 }
 
 # Dropdowns whose choices are asked of the database, and whether another value may be typed.
@@ -74,7 +77,7 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
         "samples.dataset": False,
     },
     "checklist": {"judge": False, "model": True, "samples.source": False, "samples.dataset": False},
-    "dpo": {"dataset": False, "model": True, "device": False},
+    **dict.fromkeys(TRAINED, training_form.DROPDOWNS),
 }
 
 ABOUT = {
@@ -82,7 +85,7 @@ ABOUT = {
     "judge": "Score the candidates. A judge's scores stand beside people's and never replace them.",
     "checklist": "Have a model write what a good answer to each sample must meet. People edit the list beside the "
     "sample, and a judge “with checklists” answers each point before it scores.",
-    "dpo": "Train a LoRA adapter on a frozen data set of pairs, by direct preference optimisation.",
+    **training_form.ABOUT,
 }
 
 # The fields of a judge job that say nothing where the rule-based judge is asked: it knows no model and no money.
@@ -98,7 +101,7 @@ _JUDGES: dict[str, str] = {
 _MODES: tuple[Choice, ...] = (("all answers together", "together"), ("each answer alone", "alone"))
 
 # What a preset leaves alone: whose run it is, not how it runs.
-_KEPT = frozenset({"dataset", "model", "name", "device"})
+_KEPT = frozenset({"dataset", "model", "name", "device", "start_adapter", "processes", "accelerate_config"})
 
 
 @dataclass(frozen=True)
@@ -110,22 +113,25 @@ class Offers:
 
 
 def controls(kind: str) -> tuple[Control, ...]:
-    return controls_of(KINDS[kind])
+    return training_form.controls(kind) if kind in TRAINED else controls_of(KINDS[kind])
+
+
+def tab_of(kind: str) -> str:
+    """The tab with a kind's form; the trainings share one."""
+    return training_form.TAB if kind in TRAINED else kind
 
 
 def offers(db: Database, settings: Settings) -> Offers:
     """Real choices: models, adapters, data sets, sources and devices that there are."""
     datasets = list_datasets(db)
     adapters = list_adapters(db)
+    merged = {str(folder): f"{folder.name} (merged)" for folder in list_merged(settings.folder.models)}
     models: list[Choice] = [
-        (name, name) for name in dict.fromkeys([DEMO, *(adapter.base_model for adapter in adapters)])
+        (merged.get(name, name), name)
+        for name in dict.fromkeys([DEMO, *(adapter.base_model for adapter in adapters), *merged])
     ]
     devices: list[Choice] = [("first that is free", ""), *((name, name) for name in settings.devices)]
     sources: list[Choice] = [("all", ""), *((name, name) for name in facets(db)["source"])]
-    frozen: list[Choice] = [
-        (f"{item.name} ({item.counts.get('train', 0)} + {item.counts.get('heldout', 0)} held out)", item.name)
-        for item in datasets
-    ]
     samples: dict[str, list[Choice]] = {
         "samples.source": sources,
         "samples.dataset": [("none", ""), *((item.name, item.name) for item in datasets)],
@@ -140,9 +146,17 @@ def offers(db: Database, settings: Settings) -> Offers:
                 "model": asked["model"],
                 **samples,
             },
-            "dpo": {"dataset": frozen, "model": models, "device": devices},
+            **{
+                kind: {
+                    "dataset": training_form.dataset_choices(datasets, kind),
+                    "model": models,
+                    "start_adapter": adapter_choices(db, DEMO),
+                    "device": devices,
+                }
+                for kind in TRAINED
+            },
         },
-        hints=_hints(db, bool(datasets)),
+        hints=_hints(db) | {kind: told for kind in TRAINED if (told := training_form.hint(datasets, kind))},
     )
 
 
@@ -193,7 +207,7 @@ def adapter_choices(db: Database, model: str) -> list[Choice]:
     ]
 
 
-def _hints(db: Database, has_datasets: bool) -> dict[str, str]:
+def _hints(db: Database) -> dict[str, str]:
     hints = {}
     if not count_samples(db, SampleFilter()):
         hints["generate"] = (
@@ -205,8 +219,6 @@ def _hints(db: Database, has_datasets: bool) -> dict[str, str]:
         )
     if not count_candidates(db):
         hints["judge"] = "There are no candidates to score yet. Generate some first."
-    if not has_datasets:
-        hints["dpo"] = 'There is no frozen data set yet. <a href="/pairs">Make pairs and freeze them on Pairs</a>.'
     return hints
 
 
@@ -244,7 +256,7 @@ def start_values(kind: str, query: Mapping[str, str]) -> dict[str, Any]:
     """What a fresh form shows: defaults, the demo preset, and what the page's address asks for."""
     values = {control.path: control.default for control in controls(kind)}
     if kind in PRESETS:
-        values |= PRESETS[kind][preset_for(DEMO)]
+        values |= PRESETS[kind][preset_for(query.get("model") or DEMO)]
     for control in controls(kind):
         asked = query.get(control.path, "")
         if asked and control.kind in ("text", "choice"):

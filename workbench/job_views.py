@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from jobs.configs import KINDS
 from jobs.judges import rules
@@ -15,41 +17,35 @@ from jobs.judges.ledger import dollars
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Job
 from storage.results import Calls, JobResults
+from workbench import training_form
 from workbench.charts import Series, line_chart
 from workbench.forms import controls_of, flatten
 from workbench.job_launch import ESTIMATED, REMOTE_ONLY
 from workbench.progress import WAITING
+from workbench.training_form import TRAINED
 
 if TYPE_CHECKING:
     from jobs.judges.estimate import Estimate
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
-Chart = tuple[str, tuple[tuple[str, str, int], ...], tuple[float, float] | None]
+Chart = tuple[str, tuple[tuple[str, str, int], ...]]
 
 KIND_NAMES = {
     "generate": "Generate",
     "judge": "Judge",
     "checklist": "Checklists",
-    "dpo": "DPO",
+    **training_form.NAMES,
     "serve": "Chat model",
+    "merge": "Merge",
+    "push": "Push",
 }
 
 _CHARTS: tuple[Chart, ...] = (
-    ("Loss", (("loss", "loss", 0),), None),
-    ("Rewards", (("reward_chosen", "chosen", 1), ("reward_rejected", "rejected", 2)), None),
-    ("Reward margin", (("reward_margin", "margin", 3),), None),
-    ("Reward accuracy", (("reward_accuracy", "accuracy", 4),), (0.0, 1.0)),
-    ("Money, $", (("money", "dollars so far", 2),), None),
-    ("Requests a minute", (("rate", "over the last minute", 0),), None),
+    ("Money, $", (("money", "dollars so far", 2),)),
+    ("Requests a minute", (("rate", "over the last minute", 0),)),
 )
-_MORE_CHARTS: tuple[Chart, ...] = (
-    ("Log-probabilities", (("logp_chosen", "chosen", 1), ("logp_rejected", "rejected", 2)), None),
-    ("Learning rate", (("learning_rate", "learning rate", 0),), None),
-    ("Gradient norm", (("gradient_norm", "gradient norm", 0),), None),
-    ("Tokens so far", (("tokens_in", "in", 0), ("tokens_out", "out", 2)), None),
-)
-_BY_SAMPLES = frozenset({"money", "rate", "tokens_in", "tokens_out"})  # metrics of jobs that count samples
+_MORE_CHARTS: tuple[Chart, ...] = (("Tokens so far", (("tokens_in", "in", 0), ("tokens_out", "out", 2))),)
 
 
 def job_list(
@@ -60,6 +56,7 @@ def job_list(
     now: datetime,
     more: bool = False,
     open_jobs: int = 0,
+    sweeps: Mapping[int, Mapping[JobStatus, int]] | None = None,
 ) -> str:
     """The list as links that carry their job, marked with the address of the selected one.
 
@@ -68,6 +65,7 @@ def job_list(
         left: seconds, of running jobs where they can be told.
         more: there are older jobs than these.
         open_jobs: queued or at work; the page's header shows the number.
+        sweeps: how many jobs of a sweep are in which state, by its number.
     """
     address = f' data-url="?job={selected}"' if selected is not None else ""
     mark = f'<span data-open="{open_jobs}"{address}></span>'
@@ -76,9 +74,12 @@ def job_list(
             f'{mark}<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press '
             "Start. A job goes on when you close this page.</p></div>"
         )
-    entries = "".join(
-        _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now) for job in jobs
-    )
+    entries, shown = "", None
+    for job in jobs:
+        if job.sweep is not None and job.sweep != shown:
+            entries += _sweep(job.sweep, (sweeps or {}).get(job.sweep, {}))
+        shown = job.sweep
+        entries += _entry(job, positions.get(job.id, 0), left.get(job.id), job.id == selected, now)
     rest = '<a class="plumb-more" href="/jobs" data-more="1">Show older jobs</a>' if more else ""
     return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
 
@@ -87,7 +88,8 @@ def _entry(job: Job, position: int, left: float | None, selected: bool, now: dat
     state = _state_words(job, position)
     told = f'<span class="plumb-job-state" title="{escape(state)}">{escape(state)}{_left_words(left)}</span>'
     return (
-        f'<a class="plumb-job plumb-is-{job.status}{" plumb-selected" if selected else ""}" '
+        f'<a class="plumb-job plumb-is-{job.status}{" plumb-selected" if selected else ""}'
+        f'{" plumb-swept" if job.sweep is not None else ""}" '
         f'href="/jobs?job={job.id}" '
         f'data-job="{job.id}"{" aria-current=true" if selected else ""}>'
         f'<span class="plumb-job-top"><b>#{job.id} {escape(_kind(job))}</b>{_chip(job)}</span>'
@@ -95,6 +97,15 @@ def _entry(job: Job, position: int, left: float | None, selected: bool, now: dat
         f"{_bar(job) if job.status not in ENDED else ''}"
         f"{told if state else ''}"
         f'<span class="plumb-job-who">{escape(job.user)} · {_when(job.created_at, now)}</span></a>'
+    )
+
+
+def _sweep(sweep: int, states: Mapping[JobStatus, int]) -> str:
+    """The line above the jobs of a sweep."""
+    told = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    return (
+        f'<p class="plumb-sweep"><a href="/models?sweep={sweep}">Compare</a><b>Sweep #{sweep}</b> · '
+        f"{sum(states.values())} jobs<br>{told}</p>"
     )
 
 
@@ -124,16 +135,13 @@ def headline(job: Job, position: int, left: float | None, now: datetime) -> str:
 
 
 def charts(curves: Curves, more: bool = False) -> str:
-    """The curves of a job, held-out ones dashed in the same colour; "" where there are none."""
-    drawn = []
-    for title, names, limits in _MORE_CHARTS if more else _CHARTS:
-        series = []
-        for metric, label, colour in names:
-            series.append(Series(label, curves.get(metric, ()), colour))
-            series.append(Series(f"{label}, held-out", curves.get(f"heldout_{metric}", ()), colour, dashed=True))
-        along = "samples" if names[0][0] in _BY_SAMPLES else "step"
-        drawn.append(line_chart(title, series, along, limits))
-    found = "".join(drawn)
+    """The curves of a job that asks a remote model; "" where there are none. A training's: `run_views`."""
+    found = "".join(
+        line_chart(
+            title, [Series(label, curves.get(metric, ()), colour) for metric, label, colour in names], "samples"
+        )
+        for title, names in (_MORE_CHARTS if more else _CHARTS)
+    )
     return f'<div class="plumb-charts">{found}</div>' if found else ""
 
 
@@ -158,9 +166,29 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
         lines.append(_adapter_line(adapter))
     if dataset:
         lines.append(f'Data set: <a href="/pairs">{escape(dataset)}</a>')
+    if job.kind in TRAINED:
+        lines.append(_others(job, dataset))
+    if job.kind == "merge" and job.status is JobStatus.DONE:
+        lines.append('The merged weights stand on <a href="/models">Models</a>; they can be a base model now.')
+    if job.kind == "push":
+        lines.append(_pushed(job))
     if job.kind == "serve" and job.status is JobStatus.RUNNING:
         lines.append('It answers on the <a href="/chat">Chat</a> page. Stop it to free its device.')
     return f'<ul class="plumb-results">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _others(job: Job, dataset: str | None) -> str:
+    """Where a training's runs are compared: those of its sweep, or those on its data set."""
+    if job.sweep is not None:
+        return f'<a href="/models?sweep={job.sweep}">Compare runs</a> of this sweep.'
+    query = urlencode({"dataset": dataset}) if dataset else "view=runs"
+    return f'<a href="/models?{escape(query)}">Compare runs</a>{" on this data set" if dataset else ""}.'
+
+
+def _pushed(job: Job) -> str:
+    adapter = job.config.get("adapter")
+    what = f"/models?adapter={adapter}" if adapter is not None else "/models"
+    return f'What is pushed stands on <a href="{what}">Models</a>.'
 
 
 def _states(calls: Calls, linked: bool = False) -> str:
@@ -217,7 +245,7 @@ def figures(job: Job, found: JobResults, latest: Mapping[str, float]) -> str:
             f'<p class="plumb-note">{dollars(unseen)} of it is for requests without a result; one whose reply '
             "never came counts at its worst.</p>"
         )
-    return f"{_figures(shown)}{note}"
+    return f"{figure_row(shown)}{note}"
 
 
 def estimate(found: Estimate, budget: float) -> str:
@@ -233,7 +261,7 @@ def estimate(found: Estimate, budget: float) -> str:
             "Time": f"about {duration(found.seconds)}",
         }
     notes = "".join(f'<p class="plumb-note">{escape(note)}</p>' for note in found.notes)
-    return f'<div class="plumb-estimate" role="status">{_figures(shown)}{notes}</div>'
+    return f'<div class="plumb-estimate" role="status">{figure_row(shown)}{notes}</div>'
 
 
 def _share(money: float) -> str:
@@ -243,7 +271,10 @@ def _share(money: float) -> str:
     return f"${money:.{min(12, 1 - math.floor(math.log10(money)))}f}"
 
 
-def _figures(shown: Mapping[str, str]) -> str:
+def figure_row(shown: Mapping[str, str]) -> str:
+    """Figures by their names, side by side; "" for none."""
+    if not shown:
+        return ""
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown.items())
     return f'<dl class="plumb-figures">{pairs}</dl>'
 
@@ -251,7 +282,8 @@ def _figures(shown: Mapping[str, str]) -> str:
 def _adapter_line(adapter: Adapter) -> str:
     return (
         f"Adapter <b>{escape(adapter.name)}</b> of {escape(adapter.base_model)}, {adapter.bytes / 1e6:.1f} MB: "
-        f'<a href="/chat?adapter={adapter.id}">Chat with it</a>'
+        f'<a href="/chat?adapter={adapter.id}">Chat with it</a>, or <a href="/models?adapter={adapter.id}">see '
+        f"where it comes from</a>"
     )
 
 
@@ -274,7 +306,7 @@ def summary(job: Job) -> str:
     config = job.config
     match job.kind:
         case "generate":
-            return f"{config.get('candidates')} candidates a sample from {config.get('model')}"
+            return f"{config.get('candidates')} candidates a sample from {model_name(config.get('model'))}"
         case "judge":
             if config.get("judge") == rules.NAME:
                 return rules.NAME
@@ -284,19 +316,45 @@ def summary(job: Job) -> str:
             return ", ".join(str(word) for word in words if word)
         case "checklist":
             return f"at most {config.get('items')} items a sample, by {config.get('model')}"
-        case "dpo":
-            return f"{config.get('model')} on {config.get('dataset')}"
+        case kind if kind in TRAINED:
+            return _training_summary(job)
+        case "merge":
+            return f"adapter #{config.get('adapter')} into {model_name(config.get('model'))}"
+        case "push":
+            what = f"adapter #{config['adapter']}" if config.get("adapter") else f"{config.get('merged')} (merged)"
+            return f"{what} to {config.get('repository')}"
         case "serve":
             count = len(config.get("adapters") or ())
-            return f"{config.get('model')} with {count} adapter{'' if count == 1 else 's'}"
+            return f"{model_name(config.get('model'))} with {count} adapter{'' if count == 1 else 's'}"
     return ""
 
 
-def log(text: str) -> str:
-    """The log's tail; the style sheet keeps its last line in view."""
+def _training_summary(job: Job) -> str:
+    """The base and the data set; of a sweep's job its name, which tells in what it differs."""
+    config = job.config
+    words = f"{model_name(config.get('model'))} on {config.get('dataset')}"
+    if job.sweep is not None and config.get("name"):
+        words = str(config["name"])
+    if config.get("start_adapter") is not None:
+        words += f", from adapter #{config['start_adapter']}"
+    return f"{words}, a trial step" if config.get("only_trial") else words
+
+
+def model_name(model: object) -> str:
+    """A base as it is shown: of a folder its name."""
+    text = str(model)
+    return Path(text).name if text.startswith("/") else text
+
+
+def log(text: str, ended: bool = False, notes: Sequence[str] = ()) -> str:
+    """What the worker told, and the log's tail; the style sheet keeps its last line in view."""
+    told = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    told = f'<ul class="plumb-notes">{told}</ul>' if told else ""
     if not text.strip():
-        return '<p class="plumb-note">Nothing was written yet.</p>'
-    return f'<div class="plumb-log" tabindex="0" role="region" aria-label="Log"><pre>{escape(text)}</pre></div>'
+        empty = "The worker wrote nothing." if ended else "Nothing was written yet."
+        return told or f'<p class="plumb-note">{empty}</p>'
+    tail = f'<div class="plumb-log" tabindex="0" role="region" aria-label="Log"><pre>{escape(text)}</pre></div>'
+    return told + tail
 
 
 def hint(html: str) -> str:

@@ -25,8 +25,8 @@ from storage.runs import (
     RunChoices,
     RunFilter,
     curves_of,
+    final_metrics,
     jobs_by_id,
-    last_metrics,
     list_runs,
     run_choices,
 )
@@ -149,7 +149,7 @@ def models(context: Context, address: Address) -> Models:
     with context.database() as db:
         adapters = list_adapters(db)
         jobs = jobs_by_id(db, [adapter.job_id for adapter in adapters])
-        last = last_metrics(db, [*jobs])
+        last = final_metrics(db, [*jobs.values()])
         datasets = {dataset.id: dataset for dataset in list_datasets(db)}
     accuracy = f"{HELDOUT}{compare.DEFAULT}"
     known = {one.id: last[one.job_id][accuracy] for one in adapters if accuracy in last.get(one.job_id, {})}

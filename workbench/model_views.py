@@ -115,7 +115,9 @@ def _adapter_facts(found: Opened) -> list[tuple[str, str]]:
 
 def _dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
     counts = dataset.counts
-    shown = f"{counts.get('train', 0):,} to train on, {counts.get('heldout', 0):,} held out"
+    shown = f"{counts.get('train', 0):,} pairs to train on, {counts.get('heldout', 0):,} held out"
+    if counts.get("scored_answers"):
+        shown += f", {counts['scored_answers']:,} scored answers"
     others = "/models?" + urlencode({"view": "runs", "dataset": dataset.name})
     return [
         (
@@ -141,8 +143,12 @@ def labels(rule: Mapping[str, Any]) -> str:
 def _rater(rater: Mapping[str, Any]) -> str:
     words = [str(rater[key]) for key in ("name", "version", "mode") if rater.get(key)]
     kind = "a person" if rater.get("kind") == "person" else str(rater.get("kind") or "")
-    number = rater.get("judgements", rater.get("count"))
-    counted = f": {number:,} judgements" if isinstance(number, int) else ""
+    told = [
+        f"{number:,} {what if number != 1 else what[:-1]}"
+        for what in ("judgements", "pairs")
+        if isinstance(number := rater.get(what), int)
+    ]
+    counted = f": {', '.join(told)}" if told else ""
     return escape(" · ".join(words) + (f" ({kind})" if kind else "") + counted)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from urllib.parse import quote, urlencode
 
+from jobs.freezing import Contents, contents_of
 from jobs.pairing import Preview
 from storage.pairs import STATUSES
 from storage.records import Dataset, PairView
@@ -181,6 +182,16 @@ def _side(name: str, text: str, quality: float | None) -> str:
     )
 
 
+def contents(found: Contents, statuses: Sequence[str]) -> str:
+    """What a data set would hold if it were frozen now."""
+    if not statuses:
+        return '<p class="pb-sub">Tick which pairs to freeze.</p>'
+    if not found.pairs:
+        return f'<p class="pb-sub">No pair is {escape(" or ".join(statuses))} yet: there is nothing to freeze.</p>'
+    alone = "" if found.answers else " DPO alone can train on it: no answer is scored."
+    return f'<p class="pb-sub">Would hold {found}.{alone}</p>'
+
+
 def datasets(found: Sequence[Dataset]) -> str:
     """The frozen data sets, newest first."""
     if not found:
@@ -193,6 +204,9 @@ def dataset(entry: Dataset) -> str:
     """One data set with the way to train on it."""
     counts = entry.counts
     train = f"/jobs?kind=dpo&dataset={quote(entry.name, safe='')}"
+    held = contents_of(entry)
+    # Frozen before answers were kept: the other methods find nothing in it.
+    inside = f"{held}" if held else "pairs alone: freeze again for SteerLM, rejection sampling and SFT"
     return (
         f'<article class="pb-set" aria-label="Data set {escape(entry.name, quote=True)}">'
         f"<div><b>{escape(entry.name)}</b> "
@@ -200,5 +214,6 @@ def dataset(entry: Dataset) -> str:
         f'<p class="pb-sub">{counts["train"]:,} to train on, {counts["heldout"]:,} held out · '
         f"chosen {counts['chosen_characters']:g}, rejected {counts['rejected_characters']:g} characters · "
         f"{escape(entry.user)}</p>"
-        f'<a class="pb-button small" href="{escape(train, quote=True)}">Train DPO on it</a></article>'
+        f'<p class="pb-sub">{inside}</p>'
+        f'<a class="pb-button small" href="{escape(train, quote=True)}">Train on it</a></article>'
     )

@@ -23,6 +23,7 @@ from jobs.gpu.ranks import first_here
 from jobs.gpu.trainers import undisturbed
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
+from jobs.steerlm import METHOD, SENTENCE, asked_of
 
 SEEN = "seen"  # the folder of pictures as the model sees them
 GAP = 4  # pixels between two pictures of one sample
@@ -61,7 +62,7 @@ class Answers:
     ) -> None:
         self._config, self._loaded, self._policy = config, loaded, policy
         self._reporter, self._check = reporter, check
-        samples = watched_rows(material, config.watched_samples, config.seed)
+        samples = watched_rows(material, config.kind, config.watched_samples, config.seed)
         self._items = [self._sample(run, number, row) for number, row in enumerate(samples)]
         self._items += [
             Watched(len(samples) + place, prompt_messages(config, text), text)
@@ -144,12 +145,13 @@ class Answers:
         ]
 
 
-def watched_rows(material: Material, count: int, seed: int) -> list[dict[str, Any]]:
+def watched_rows(material: Material, method: str, count: int, seed: int) -> list[dict[str, Any]]:
     """So many held-out rows of different samples, the first in an order that the seed decides.
 
-    Pairs where there are any: their messages ask what is asked when the adapter is used.
+    Pairs where there are any: their messages ask what is asked when the adapter is used. Those of SteerLM's other
+    rows ask for the values of their own answers.
     """
-    places = sorted(material.pairs or material.held_out)
+    places = sorted(material.pairs or (() if method == METHOD else material.held_out))
     samples: dict[Any, dict[str, Any]] = {}
     for place in places:
         row = material.rows[place]
@@ -159,16 +161,16 @@ def watched_rows(material: Material, count: int, seed: int) -> list[dict[str, An
 
 
 def asked(messages: Messages) -> str:
-    """The words of the last turn."""
+    """The words of the last turn, without what SteerLM adds to them."""
     content = messages[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = " ".join(part["text"] for part in parts if part["type"] == "text")
+    return text.partition(SENTENCE)[0].strip()
 
 
 def prompt_messages(config: TrainConfig, text: str) -> Messages:
     """A watched prompt as a chat, as the method's adapters are asked."""
-    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    return asked_of(config.kind, [{"role": "user", "content": [{"type": "text", "text": text}]}])
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -31,6 +31,7 @@ NAMES = {
     "logps/rejected": "logp_rejected",
     "learning_rate": "learning_rate",
     "grad_norm": "gradient_norm",
+    "mean_token_accuracy": "token_accuracy",
     "image_margin": "image_margin",
 }
 

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from jobs.gpu.loading import Loaded
 from jobs.gpu.lora import speaking
 from jobs.gpu.prompts import encode, lengths
 from jobs.gpu.spelling import Spelling
+from jobs.steerlm import with_attributes
 from storage.errors import NotFound, PlumbError, UserError
 
 Emit = Callable[[dict[str, Any] | None], None]
@@ -56,14 +57,21 @@ class ChatEngine:
     Args:
         model: the base, or a PeftModel around it.
         adapters: {id: PEFT's name of it}.
+        steered: ids of those that SteerLM made: they are asked with its attribute string, which nobody sees.
     """
 
     def __init__(
-        self, loaded: Loaded, model: Any, adapters: Mapping[int, str], note: Callable[[str], None]
+        self,
+        loaded: Loaded,
+        model: Any,
+        adapters: Mapping[int, str],
+        note: Callable[[str], None],
+        steered: Collection[int] = (),
     ) -> None:
         self._loaded = loaded
         self._model = model
         self._adapters = dict(adapters)
+        self._steered = frozenset(steered)
         self._answerer = Answerer(model, loaded.processor, note)
         self._changed = threading.Condition()
         self._line: deque[Ticket] = deque()
@@ -177,12 +185,12 @@ class ChatEngine:
             seed=request.seed,
         )
         talks = [_Talk(ticket, column, self._loaded.processor.tokenizer) for column in request.columns]
-        prompts: dict[tuple[Message, ...], Mapping[str, Any]] = {}
+        prompts: dict[tuple[tuple[Message, ...], bool], Mapping[str, Any]] = {}
         for talk in talks:
-            messages = request.of(talk.column)
-            if messages not in prompts:
-                prompts[messages] = self._prompt(messages, request.max_new_tokens)
-            talk.inputs = prompts[messages]
+            asked = request.of(talk.column), talk.column.adapter in self._steered
+            if asked not in prompts:
+                prompts[asked] = self._prompt(*asked, request.max_new_tokens)
+            talk.inputs = prompts[asked]
         if self._answerer.own_loop:
             try:
                 self._interleave(talks, sampling)
@@ -191,8 +199,9 @@ class ChatEngine:
                 pass  # found at the first prefill, before anything was said
         self._one_by_one(talks, sampling)
 
-    def _prompt(self, messages: tuple[Message, ...], room: int) -> Mapping[str, Any]:
-        inputs = encode(self._loaded.processor, [as_chat(messages)])
+    def _prompt(self, messages: tuple[Message, ...], steered: bool, room: int) -> Mapping[str, Any]:
+        chat = with_attributes(as_chat(messages)) if steered else as_chat(messages)
+        inputs = encode(self._loaded.processor, [chat])
         context, (length,) = self._loaded.context, lengths(inputs)
         if context is not None and length + room > context:
             raise UserError(

@@ -1,7 +1,7 @@
 """mDPO's image-conditional term and anchor (Wang et al. 2024, arXiv 2406.11839), added to TRL's loss.
 
 DPO on images may learn from the text alone. mDPO compares the chosen answer under its image m_w with the same
-answer under a scrap m_l of it, a random crop of at most 20 % (equation 5 with section 3's "crop 0–20 %"):
+answer under a scrap m_l of it, a random crop of at most 20 % (the paper's "crop 0–20 %"), and anchors it:
 
     L_image  = −log σ(β log π(y_w|m_w,q)/π_ref(y_w|m_w,q) − β log π(y_w|m_l,q)/π_ref(y_w|m_l,q))
     L_anchor = −log σ(β log π(y_w|m_w,q)/π_ref(y_w|m_w,q) − δ),  δ = 0
@@ -123,7 +123,7 @@ class WithScraps:
 def add_image_term(
     run: RunFolder, config: DpoConfig, trainer: Any, material: Material, book: ReferenceBook, reporter: Reporter
 ) -> None:
-    """Have the trainer's batches bring scraps with the reference's log-probabilities; nothing where the weight is 0.
+    """Have the trainer's batches bring scraps with the reference's log-probabilities, unless the weight is 0.
 
     Raises:
         Stopped: asked to stop; what the reference gave so far is kept.
@@ -140,19 +140,16 @@ def add_image_term(
     trainer.data_collator = WithScraps(trainer.data_collator, scraps)
 
 
-def read_scraps(
-    run: RunFolder, trainer: Any, material: Material, reporter: Reporter
-) -> tuple[Scraps, list[str]]:
+def read_scraps(run: RunFolder, trainer: Any, material: Material, reporter: Reporter) -> tuple[Scraps, list[str]]:
     """The chosen answers of all pairs that show an image as rows with one answer, under scraps; and their keys.
 
     Raises:
         Stopped: asked to stop.
     """
-    places = [
-        place for place, row in enumerate(material.rows) if "chosen" in row and image_names(row["messages"])
-    ]
+    places = [place for place, row in enumerate(material.rows) if "chosen" in row and image_names(row["messages"])]
     rows = [
-        {"messages": material.rows[place]["messages"], "answer": material.rows[place]["chosen"]} for place in places
+        {"messages": material.rows[place]["messages"], "answer": material.rows[place]["chosen"]}
+        for place in places
     ]
     reporter.phase("preparing scraps of the images")
     told = every_second(lambda done: reporter.progress(done, len(rows), "images"))
@@ -263,8 +260,8 @@ def image_margins(chosen: torch.Tensor, scrap: torch.Tensor, beta: float) -> tor
 def image_loss(margins: torch.Tensor, pairs: int) -> torch.Tensor:
     """The image's term of a batch: a pair without an image has none, and counts with 0.
 
-    So every pair weighs alike, however pairs are spread over batches, accumulation and processes; a mean over those
-    that have an image would weigh a picture among texts more.
+    So every pair weighs alike, however pairs are spread over batches, accumulation and processes; a mean over
+    those that have an image would weigh a picture among texts more.
 
     Args:
         margins: of the pairs that show an image.

@@ -16,13 +16,12 @@ import torch
 from jobs.config_base import ModelConfig
 from jobs.gpu.devices import check_dtype
 from jobs.gpu.processors import read_processor
-from jobs.gpu.profiles import Profile, apply_profile, profile_for
+from jobs.gpu.profiles import UNCHANGED, Profile, apply_profile, profile_for
 from jobs.models import DEMO, check_model, location
 from jobs.reporter import Reporter
 from storage.errors import PlumbError, UserError
 
-
-#: Parts of a model that stay in 16 bits when the rest is loaded in 4: few weights, and the pictures depend on them.
+#: Parts that stay in 16 bits when the rest is loaded in 4: few weights, and the pictures depend on them.
 NOT_IN_4BIT = (
     "lm_head",
     "vision_tower",
@@ -47,7 +46,7 @@ class Loaded:
     model: Any
     processor: Any
     device: torch.device
-    profile: Profile = Profile()
+    profile: Profile = UNCHANGED
     revision: str | None = None
 
     @property

@@ -28,15 +28,18 @@ class FrozenAdapter:
     sha256: str
     name: str
     folder: Path
+    method: str = ""  #: "" where the folder was frozen before methods were told
 
 
 def frozen_adapters(run: RunFolder) -> dict[int, FrozenAdapter]:
-    """What data/adapters.json lists: {"<id>": {"sha256": …, "name": …}}; empty where there is none."""
+    """What data/adapters.json lists: {"<id>": {"sha256", "name", "method"}}; empty where there is none."""
     file = run.path / "data" / "adapters.json"
     if not file.exists():
         return {}
     return {
-        int(key): FrozenAdapter(int(key), entry["sha256"], entry["name"], run.start_adapter(entry["sha256"]))
+        int(key): FrozenAdapter(
+            int(key), entry["sha256"], entry["name"], run.start_adapter(entry["sha256"]), entry.get("method", "")
+        )
         for key, entry in json.loads(file.read_text(encoding="utf-8")).items()
     }
 
@@ -166,12 +169,18 @@ def fitting(label: str, base: str) -> Iterator[None]:
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         # torch names the layers from the second line on.
         lines = [line.strip() for line in str(error).strip().splitlines()]
-        told = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else first_line(str(error))
+        many = len(lines) > 1 and lines[0].startswith("Error(s) in loading")
+        told = lines[1] if many else first_line(str(error))
         if isinstance(error, KeyError):
             told = f"it lacks {told}"
-        raise UserError(
-            f"The adapter {label!r} doesn't fit {base!r}: {told.rstrip('.')}. Choose the base that it was trained on."
-        ) from error
+        raise misfit(label, base, told.rstrip(".")) from error
+
+
+def misfit(label: str, base: str, told: str) -> UserError:
+    """That an adapter isn't this base's, and why."""
+    return UserError(
+        f"The adapter {label!r} doesn't fit {base!r}: {told}. Choose the base that it was trained on."
+    )
 
 
 def check_loaded(result: Any, name: str, label: str, base: str) -> None:
@@ -185,9 +194,10 @@ def check_loaded(result: Any, name: str, label: str, base: str) -> None:
         UserError: names the first such layer.
     """
     own = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
-    told = f"it brings {result.unexpected_keys[0]}" if result.unexpected_keys else f"it lacks {own[0]}" if own else ""
-    if told:
-        raise UserError(f"The adapter {label!r} doesn't fit {base!r}: {told}. Choose the base that it was trained on.")
+    if result.unexpected_keys:
+        raise misfit(label, base, f"it brings {result.unexpected_keys[0]}")
+    if own:
+        raise misfit(label, base, f"it lacks {own[0]}")
 
 
 @contextlib.contextmanager

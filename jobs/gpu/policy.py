@@ -128,8 +128,9 @@ def _go_on(config: TrainConfig, loaded: Loaded, start: Path, projector: str | No
         policy = get_peft_model(loaded.model, settings)
         if isinstance(policy.get_base_model().get_output_embeddings(), BaseTunerLayer):
             raise UserError(
-                f"The adapter {label!r} has LoRA on the vocabulary's head, which can't be trained: log-probabilities "
-                "are taken with the head's weights as they are. Merge it, and start from the merged model."
+                f"The adapter {label!r} has LoRA on the vocabulary's head, which can't be trained: "
+                "log-probabilities are taken with the head's weights as they are. Merge it, and start from the "
+                "merged model."
             )
         prepare_copies(policy, POLICY, frozen=projector is None)
         weights = load_file(start / WEIGHTS)

@@ -68,7 +68,8 @@ def processor_class(config: Any) -> type[ProcessorMixin] | None:
     """The class that transformers has for models of this type; None where it has none."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    return PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None
+    found: type[ProcessorMixin] | None = PROCESSOR_MAPPING.get(type(config), None)
+    return found
 
 
 def pillow_images(source: str) -> Any:

@@ -62,6 +62,9 @@ class Profile:
         return asdict(self)
 
 
+UNCHANGED = Profile()
+
+
 def profile_for(name: str, config: Any, processor: Any, image_fit: str, system_prompt: str) -> Profile:
     """The profile that these settings ask for.
 
@@ -148,7 +151,9 @@ def begun(template: str, system_prompt: str) -> str:
 def quoted(text: str) -> str:
     """A literal of Jinja's; whatever could end it, or a block, as its code point."""
     plain = frozenset(" .,;:?!()-")
-    return "'" + "".join(c if c.isascii() and c.isalnum() or c in plain else f"\\U{ord(c):08x}" for c in text) + "'"
+    return (
+        "'" + "".join(c if (c.isascii() and c.isalnum()) or c in plain else f"\\U{ord(c):08x}" for c in text) + "'"
+    )
 
 
 def as_seen(loaded: Any, image: Image.Image) -> Image.Image | None:

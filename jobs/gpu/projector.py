@@ -47,8 +47,8 @@ def projector_of(loaded: Loaded) -> str:
         )
     if not all(parameter.is_floating_point() for parameter in loaded.model.get_submodule(name).parameters()):
         raise UserError(
-            f"train_projector: the projector of {loaded.name!r} was loaded in 4 bits, in which it can't be trained. "
-            "Switch train_projector off, or set quantization to none."
+            f"train_projector: the projector of {loaded.name!r} was loaded in 4 bits, in which it can't be "
+            "trained. Switch train_projector off, or set quantization to none."
         )
     return name
 

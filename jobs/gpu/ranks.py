@@ -29,8 +29,8 @@ def check_processes(trainer: Any, config: TrainConfig, reporter: Reporter) -> No
     if {there, world, trainer.accelerator.num_processes} != {config.processes} or batch != config.batch_size:
         raise UserError(
             f"processes is {config.processes}, batch_size {config.batch_size}: torch has {there} processes, "
-            f"accelerate {world}, each with a batch of {batch}. Set num_processes of accelerate's file and processes "
-            "to the same number, or leave accelerate_config empty."
+            f"accelerate {world}, each with a batch of {batch}. Set num_processes of accelerate's file and "
+            "processes to the same number, or leave accelerate_config empty."
         )
     rows = "pairs" if isinstance(config, DpoConfig) else "rows"
     shown = f"{world} processes, each a batch of {batch}" if world > 1 else f"1 process, a batch of {batch}"

@@ -108,12 +108,13 @@ class KinBatches(LengthBatches):
             batch: list[int] = []
             while len(batch) < self._batch:
                 room = self._batch - len(batch)
-                fitting = next((at for at, group in enumerate(groups[:AHEAD]) if len(group) <= room), None)
-                if fitting is None:
+                fitting = [at for at, group in enumerate(groups[:AHEAD]) if len(group) <= room]
+                exact = [at for at in fitting if len(groups[at]) == room]
+                if fitting:
+                    batch += groups.pop((exact or fitting)[0])
+                else:
                     batch += groups[0][:room]
                     groups[0] = groups[0][room:]
-                else:
-                    batch += groups.pop(fitting)
             batches.append(batch)
             left -= self._batch
         return groups

@@ -26,6 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from jobs import steerlm
 from jobs.configs import ServeConfig
 from jobs.gpu.chat import ChatEngine
 from jobs.gpu.chat_requests import ChatRequest
@@ -60,7 +61,8 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
     if found:
         reporter.phase("loading the adapters")
     model = attach(loaded, {names[n]: (adapter.folder, adapter.name) for n, adapter in found.items()})
-    engine = ChatEngine(loaded, model, names, reporter.note)
+    steered = {number for number, adapter in found.items() if adapter.method == steerlm.METHOD}
+    engine = ChatEngine(loaded, model, names, reporter.note, steered)
     server = Server(make_app(engine, key, config.model))
     try:
         reporter.event("endpoint", port=server.start())

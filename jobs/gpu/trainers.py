@@ -42,6 +42,11 @@ class Common:
     step_losses: list[torch.Tensor]
     _coming: deque[list[int]]
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        # Before there is a loader of batches: a benchmark takes steps by hand.
+        self.step_places, self.step_losses, self._coming = [], [], deque()
+        super().__init__(*arguments, **named)
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written at the end."""
 
@@ -132,7 +137,7 @@ Noise = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
 
 def noise() -> Noise:
     """The state of everything that draws at random."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
 
 

@@ -91,7 +91,7 @@ def train(run: RunFolder, job: JobFile, config: TrainConfig, reporter: Reporter)
         run_steps(config, trainer, telling, resume)
         report(trainer, telling, watcher, best, reporter)
     reporter.phase("saving the adapter")
-    save(run, job, config, trainer, telling, reporter)
+    save(run, job, config, loaded, trainer, telling, reporter)
 
 
 def keepers(
@@ -215,14 +215,20 @@ def references(
 
 
 def save(
-    run: RunFolder, job: JobFile, config: TrainConfig, trainer: Any, telling: Telling, reporter: Reporter
+    run: RunFolder,
+    job: JobFile,
+    config: TrainConfig,
+    loaded: Loaded,
+    trainer: Any,
+    telling: Telling,
+    reporter: Reporter,
 ) -> None:
     """The adapter as safetensors, its card, and the event that tells of it."""
     if not trainer.is_world_process_zero():
         return
     name = config.name or f"{config.dataset}-{config.kind}-{job.job_id}"
     save_adapter(trainer.accelerator.unwrap_model(trainer.model), run.adapter)
-    card = training_card(run, job, config, name, telling.last)
+    card = training_card(run, job, config, name, telling.last, loaded.revision)
     (run.adapter / "README.md").write_text(card, encoding="utf-8")
     reporter.event(
         "adapter",

@@ -93,9 +93,13 @@ class Watcher:
         found: dict[str, float] = {}
         with undisturbed(self._trainer.model):
             self._trainer.model.eval()
-            # DPO's own evaluation brings these with its loss. Several processes share its rows, and fill up.
-            if not isinstance(self._config, DpoConfig) or self._trainer.accelerator.num_processes > 1:
+            # DPO's own evaluation brings these with its loss. Several processes share its rows, and fill up with
+            # some of them twice: these numbers take the place of those.
+            dpo, several = isinstance(self._config, DpoConfig), self._trainer.accelerator.num_processes > 1
+            if several or not dpo:
                 found |= self._rewards(pairs)
+            if several and dpo:
+                found["loss"] = self._loss(pairs)
             found |= self._lengths(pairs)
             if self._blank:
                 found["blank_margin"] = self._rewards(self._blank, blank=True)["reward_margin"]

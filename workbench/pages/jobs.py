@@ -1,22 +1,22 @@
-"""The Jobs page: launch, estimate, queue, progress, curves, log, pause, stop.
+"""The Jobs page: launch, estimate, queue, progress, curves, answers along a training, log, pause, stop.
 
 `/jobs?job=12`, `/jobs?kind=dpo&dataset=NAME`, `/jobs?rest=12` (judge again what job 12 could not).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from sqlite_utils import Database
 
-from jobs.configs import PRESETS
 from storage.errors import DatabaseBusy, PlumbError
 from storage.jobs import get_job
-from workbench import job_launch, job_views
+from workbench import job_launch, job_views, run_views
 from workbench.context import Context
-from workbench.events import CONCURRENCY, told
-from workbench.forms import Form, merged
+from workbench.events import told
+from workbench.forms import Choice, Form, merged
 from workbench.job_desk import (
     PAGE,
     changed,
@@ -24,6 +24,7 @@ from workbench.job_desk import (
     form_values,
     go_on,
     halt,
+    halt_sweep,
     look,
     pause,
     resume,
@@ -32,6 +33,9 @@ from workbench.job_desk import (
 )
 from workbench.job_panels import Launcher, Opened
 from workbench.progress import Watch
+from workbench.training_form import TRAINED
+from workbench.training_panel import START
+from workbench.training_wiring import QUIET, TurnTo, wire_training
 
 TICK_SECONDS = 2.0
 
@@ -74,8 +78,9 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
     chosen = gr.State(None)
     seen = gr.State({})
     limit = gr.State(PAGE)
+    checkpoint = gr.State(None)  # the place that a person has chosen on the slider; None follows the newest
     timer = gr.Timer(TICK_SECONDS)
-    names = ("head", "figures", "charts", "more", "results", "settings", "log")
+    names = ("head", "figures", "charts", "more", "results", "settings", "log", "ends", "answers")
     parts = {name: getattr(opened, name) for name in names}
     parts["jobs"] = jobs
     # Buttons that stand there only where they do something, by what a look says of the job.
@@ -84,118 +89,154 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
         "pausable": opened.pause,
         "paused": opened.go_on,
         "resumable": opened.resume,
+        "swept": opened.stop_sweep,
+        "training": opened.answers_frame,
     }
-    shown = [*parts.values(), opened.stop, *acts.values(), seen, chosen, limit, launcher.column, opened.column]
-    shown += [opened.problem, *launcher.errors.values()]
-    quiet: dict[str, Any] = {
-        "concurrency_limit": CONCURRENCY,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
+    shown = [*parts.values(), opened.stop, *acts.values(), opened.checkpoint, seen, chosen, limit, checkpoint]
+    shown += [launcher.column, opened.column, opened.problem, *launcher.all_errors]
 
-    def show(job_id: int | None, known: Mapping[str, int], most: int) -> dict[Any, Any]:
+    def show(job_id: int | None, known: Mapping[str, int], most: int, place: int | None) -> dict[Any, Any]:
         """Updates for a look at this job, or at none."""
-        news, digests = changed(look(context, watch, job_id, most), known)
+        news, digests = changed(look(context, watch, job_id, most, place), known)
         updates: dict[Any, Any] = {parts[name]: value for name, value in news.items() if name in parts}
         if "stoppable" in news:
             updates[opened.stop] = gr.update(interactive=news["stoppable"])
+        if "checkpoints" in news:
+            updates[opened.checkpoint] = slider(news["checkpoints"], place)
         updates |= {button: gr.update(visible=news[name]) for name, button in acts.items() if name in news}
         return updates | {seen: digests}  # Gradio takes no empty answer
 
     def turn_to(job_id: int | None, known: Mapping[str, int], most: int) -> dict[Any, Any]:
-        return show(job_id, known, most) | {
+        return show(job_id, known, most, None) | {
             chosen: job_id,
             limit: most,
+            checkpoint: None,
             opened.problem: "",
             launcher.column: gr.update(visible=job_id is None),
             opened.column: gr.update(visible=job_id is not None),
         }
 
-    def offer(values: Mapping[str, Mapping[str, Any]]) -> dict[Any, Any]:
+    def offer(values: Mapping[str, Mapping[str, Any]], kind: str) -> dict[Any, Any]:
+        """The forms as they stand at first, the one of this kind before one's eyes."""
         with context.database() as db:
             offers = job_launch.offers(db, context.settings)
             updates: dict[Any, Any] = {}
-            for kind, form in launcher.forms.items():
-                choices = dict(offers.choices[kind])
-                if "adapter" in choices:
-                    choices["adapter"] = job_launch.adapter_choices(db, values[kind]["model"])
-                changes = [form.fill({path: value for path, value in values[kind].items() if path not in choices})]
-                for path, options in choices.items():
-                    value = values[kind].get(path)
-                    changes.append(form.offer(path, options, "" if value is None else value))
-                judge = values[kind].get("judge")
-                changes.append(form.show(job_launch.remote_fields(kind), job_launch.is_remote(judge)))
-                updates |= merged(*changes)
-                hint = offers.hints.get(kind) or job_launch.key_hint(judge, context.settings)
-                updates[launcher.hints[kind]] = job_views.hint(hint)
-        return updates | dict.fromkeys((*launcher.errors.values(), *launcher.estimates.values()), "")
+            for name, form in launcher.forms.items():
+                updates |= _filled(db, form, values[name], offers.choices[name])
+                judge = values[name].get("judge")
+                remote = form.show(job_launch.remote_fields(name), job_launch.is_remote(judge))
+                updates = merged(updates, remote)
+                hint = offers.hints.get(name) or job_launch.key_hint(judge, context.settings)
+                updates[launcher.hints[name]] = job_views.hint(hint)
+            method = kind if kind in TRAINED else TRAINED[0]
+            panel = launcher.training
+            filled = _filled(db, panel.forms[method], values[method], offers.choices[method])
+        updates |= merged(panel.show_method(method), filled)
+        updates |= {panel.hint: job_views.hint(offers.hints.get(method, ""))}
+        empty = (*launcher.all_errors, *launcher.estimates.values(), panel.needs, panel.sweep_told)
+        updates |= dict.fromkeys(empty, "") | {panel.start: START}
+        updates = merged(updates, {field: gr.update(value="") for field in panel.sweep.values()})
+        return updates | {launcher.tabs: gr.update(selected=job_launch.tab_of(kind))}
 
     def opening(request: gr.Request) -> dict[Any, Any]:
         query = dict(request.query_params)
         kind, values = form_values(context, query)
-        return offer(values) | turn_to(selected_by(query), {}, PAGE) | {launcher.tabs: gr.update(selected=kind)}
+        return offer(values, kind) | turn_to(selected_by(query), {}, PAGE)
 
-    def choosing(most: int, known: dict[str, int], current: int | None, event: gr.EventData) -> dict[Any, Any]:
+    def choosing(
+        current: int | None, known: dict[str, int], most: int, place: int | None, event: gr.EventData
+    ) -> dict[Any, Any]:
         data = event._data or {}
         if data.get("more"):
-            return show(current, known, most + PAGE) | {limit: most + PAGE}
-        return turn_to(int(data["job"]), known, most) if data.get("job") else show(current, known, most)
+            return show(current, known, most + PAGE, place) | {limit: most + PAGE}
+        return turn_to(int(data["job"]), known, most) if data.get("job") else show(current, known, most, place)
 
-    def ticking(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+    def ticking(job_id: int | None, known: dict[str, int], most: int, place: int | None) -> dict[Any, Any]:
         try:
-            return show(job_id, known, most)
+            return show(job_id, known, most, place)
         except DatabaseBusy:
             return {seen: known}  # the next look is two seconds away
 
+    def sliding(value: float, job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+        place = int(value)
+        newest = len(look(context, watch, job_id, most).checkpoints) - 1
+        kept = place if place < newest else None
+        return show(job_id, known, most, kept) | {checkpoint: kept}
+
     def fresh(known: dict[str, int], most: int) -> dict[Any, Any]:
-        values = {name: job_launch.start_values(name, {}) for name in launcher.forms}
-        return offer(values) | turn_to(None, known, most)
+        values = {name: job_launch.start_values(name, {}) for name in job_launch.LAUNCHED}
+        return offer(values, job_launch.LAUNCHED[0]) | turn_to(None, known, most)
 
     def asking(act: Callable[[Context, int | None], str]) -> Callable[..., dict[Any, Any]]:
-        def ask(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+        def ask(job_id: int | None, known: dict[str, int], most: int, place: int | None) -> dict[Any, Any]:
             problem = act(context, job_id)
-            return show(job_id, known, most) | {opened.problem: job_views.error(problem)}
+            return show(job_id, known, most, place) | {opened.problem: job_views.error(problem)}
 
         return ask
 
     def again(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
         if job_id is None:
-            return show(job_id, known, most)
+            return show(job_id, known, most, None)
         with context.database() as db:
             job = get_job(db, job_id)
-        values = {name: job_launch.start_values(name, {}) for name in launcher.forms}
+        values = {name: job_launch.start_values(name, {}) for name in job_launch.LAUNCHED}
         values[job.kind] |= job_launch.rerun_values(job)
-        return offer(values) | turn_to(None, known, most) | {launcher.tabs: gr.update(selected=job.kind)}
+        return offer(values, job.kind) | turn_to(None, known, most)
 
-    everything = [*shown, *launcher.outputs]
-    page.load(told(opening), None, everything, **quiet)
-    timer.tick(ticking, [chosen, seen, limit], shown, **quiet)
-    jobs.click(told(choosing), [limit, seen, chosen], shown, **quiet)
-    new.click(told(fresh), [seen, limit], everything, **quiet, js=_FORGET)
+    everything = list(dict.fromkeys([*shown, *launcher.outputs]))
+    page.load(told(opening), None, everything, **QUIET)
+    at = [chosen, seen, limit, checkpoint]
+    timer.tick(ticking, at, shown, **QUIET)
+    jobs.click(told(choosing), at, shown, **QUIET)
+    new.click(told(fresh), [seen, limit], everything, **QUIET, js=_FORGET)
     asked = {opened.stop: halt, opened.pause: pause, opened.go_on: go_on, opened.resume: resume}
-    for button, act in asked.items():
-        button.click(told(asking(act)), [chosen, seen, limit], shown, **quiet)
-    opened.again.click(told(again), [chosen, seen, limit], everything, **quiet, js=_FORGET)
+    for button, act in {**asked, opened.stop_sweep: halt_sweep}.items():
+        button.click(told(asking(act)), at, shown, **QUIET)
+    opened.again.click(told(again), [chosen, seen, limit], everything, **QUIET, js=_FORGET)
+    # While a person slides, only the last place counts.
+    slid = [opened.checkpoint, chosen, seen, limit]
+    opened.checkpoint.input(told(sliding), slid, shown, **QUIET, trigger_mode="always_last")
     for kind, form in launcher.forms.items():
         begin = _starter(context, kind, form, launcher.errors[kind], turn_to)
         inputs = [seen, limit, *form.components]
-        launcher.starts[kind].click(begin, inputs, shown, **{**quiet, "show_progress": "minimal"})
+        launcher.starts[kind].click(begin, inputs, shown, **{**QUIET, "show_progress": "minimal"})
     for kind in launcher.estimators:
-        _wire_estimate(context, kind, launcher, quiet)
-    for (kind, name), button in launcher.presets.items():
-        button.click(_presetter(kind, name, launcher), None, list(launcher.forms[kind].components), **quiet)
-    for kind in PRESETS:
-        form = launcher.forms[kind]
-        form.component("model").input(
-            _by_model(kind, form), [form.component("model")], list(form.components), **quiet
-        )
+        _wire_estimate(context, kind, launcher)
+    wire_training(context, launcher.training, [seen, limit], shown, turn_to)
     generate = launcher.forms["generate"]
     generate.component("model").input(
-        _adapters(context, generate), [generate.component("model")], [generate.component("adapter")], **quiet
+        _adapters(context, generate), [generate.component("model")], [generate.component("adapter")], **QUIET
     )
 
 
-def _wire_estimate(context: Context, kind: str, launcher: Launcher, quiet: Mapping[str, Any]) -> None:
+def slider(steps: tuple[int, ...], place: int | None) -> Any:
+    """The slider over a run's checkpoints: it stands there where there are two to choose from."""
+    last = max(1, len(steps) - 1)
+    value = last if place is None else min(place, last)
+    return gr.update(maximum=last, value=value, visible=len(steps) > 1, label=run_views.slider_label(steps))
+
+
+def _filled(
+    db: Database, form: Form, values: Mapping[str, Any], offered: Mapping[str, Sequence[Choice]]
+) -> dict[Any, Any]:
+    """A form with these values and choices."""
+    choices = dict(offered)
+    for path in ("adapter", "start_adapter"):
+        if path in choices:
+            choices[path] = job_launch.adapter_choices(db, values["model"])
+    plain = form.fill({path: value for path, value in values.items() if path not in choices and _has(form, path)})
+    changes = [plain]
+    for path, options in choices.items():
+        value = values.get(path)
+        changes.append(form.offer(path, options, "" if value is None else value))
+    return merged(*changes)
+
+
+def _has(form: Form, path: str) -> bool:
+    return any(control.path == path for control in form.controls)
+
+
+def _wire_estimate(context: Context, kind: str, launcher: Launcher) -> None:
     """The estimate of a form, and what its choice of a judge changes on it."""
     form, panel = launcher.forms[kind], launcher.estimates[kind]
     judge = form.component("judge")
@@ -212,16 +253,16 @@ def _wire_estimate(context: Context, kind: str, launcher: Launcher, quiet: Mappi
 
     fields = list(form.components)
     launcher.estimators[kind].click(
-        told(estimating), fields, [panel], **{**quiet, "show_progress": "minimal"}, trigger_mode="always_last"
+        told(estimating), fields, [panel], **{**QUIET, "show_progress": "minimal"}, trigger_mode="always_last"
     )
     outputs = [*(form.component(path) for path in remote), launcher.hints[kind]]
-    judge.input(told(choosing_judge), [judge], outputs, **quiet)
+    judge.input(told(choosing_judge), [judge], outputs, **QUIET)
     # An estimate of other settings than those that stand there would mislead.
     gr.on([field.change for field in fields], None, None, [panel], js="() => ''", api_visibility="private")
 
 
 def _starter(
-    context: Context, kind: str, form: Form, problem: Any, turn_to: Callable[..., dict[Any, Any]]
+    context: Context, kind: str, form: Form, problem: Any, turn_to: TurnTo
 ) -> Callable[..., dict[Any, Any]]:
     # The request stands first: Gradio does not fill it in behind *raw.
     def begin(request: gr.Request, known: dict[str, int], most: int, *raw: Any) -> dict[Any, Any]:
@@ -232,14 +273,6 @@ def _starter(
         return turn_to(job.id, known, most) | {problem: ""}
 
     return begin
-
-
-def _presetter(kind: str, name: str, launcher: Launcher) -> Callable[[], dict[Any, Any]]:
-    return lambda: launcher.forms[kind].fill(job_launch.preset_values(kind, name))
-
-
-def _by_model(kind: str, form: Form) -> Callable[[str], dict[Any, Any]]:
-    return lambda model: form.fill(job_launch.preset_values(kind, job_launch.preset_for(model)))
 
 
 def _adapters(context: Context, form: Form) -> Callable[[str], dict[Any, Any]]:

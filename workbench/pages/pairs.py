@@ -15,10 +15,11 @@ from urllib.parse import parse_qs
 import gradio as gr
 from pydantic import ValidationError
 
+from jobs import freezing
 from jobs.configs import explain
 from jobs.pairing import QUALITY, PairRule, Preview, ScoredSample, preview
 from storage import pairs as store
-from storage.datasets import freeze_pairs, list_datasets
+from storage.datasets import list_datasets
 from storage.errors import PlumbError, UserError
 from storage.records import HIGHEST, METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
@@ -60,6 +61,14 @@ def judge_choices(context: Context) -> list[tuple[str, str]]:
     return [("whichever judged last", ""), *((" · ".join(filter(None, one)), json.dumps(one)) for one in named)]
 
 
+def read_judge(choice: str) -> freezing.Judge | None:
+    """The judge that a dropdown's value stands for; None for any."""
+    if not choice:
+        return None
+    name, version, mode = json.loads(choice)
+    return name, version, mode
+
+
 def make_rule(
     metrics: Sequence[str], margin: float | None, seed: float | None, raters: str, judge: str = ""
 ) -> PairRule:
@@ -72,7 +81,7 @@ def make_rule(
         # In the order of the rubric, so that the same rule is stored the same way whatever was ticked first.
         ordered = tuple(name for name in METRICS if name in metrics) or tuple(metrics)
         values = {"metrics": ordered, "margin": margin, "seed": seed, "raters": raters}
-        return PairRule.model_validate(values | {"judge": json.loads(judge) if judge else None})
+        return PairRule.model_validate(values | {"judge": read_judge(judge)})
     except ValidationError as error:
         raise UserError(f"The rule cannot be used: {explain(error)}") from error
 
@@ -143,11 +152,13 @@ def freeze(
     statuses: Sequence[PairStatus],
     heldout: float | None,
     seed: float | None,
+    raters: str = freezing.PEOPLE_FIRST,
+    judge: str = "",
 ) -> Dataset:
-    """Freeze pairs under a name.
+    """Freeze pairs, and the samples behind them, under a name.
 
     Raises:
-        UserError, Conflict: see `storage.datasets.freeze_pairs`; also for empty fields.
+        UserError, Conflict: see `jobs.freezing.freeze`; also for empty fields.
     """
     if not statuses:
         raise UserError("Pairs that are = none: tick at least one status.")
@@ -156,7 +167,17 @@ def freeze(
     if seed is None or seed != int(seed) or seed < 0:
         raise UserError(f"Seed = {seed}: give a whole number from 0.")
     with context.database() as db:
-        return freeze_pairs(db, user, name or "", statuses, heldout, int(seed))
+        return freezing.freeze(db, user, name or "", statuses, heldout, int(seed), raters, read_judge(judge))
+
+
+def show_contents(context: Context, statuses: Sequence[PairStatus], raters: str, judge: str) -> str:
+    """What would be frozen now, or what to do first."""
+    with context.database() as db:
+        return pair_views.contents(freezing.contents(db, statuses, raters, read_judge(judge)), statuses)
+
+
+def say_frozen(dataset: Dataset) -> str:
+    return f"“{dataset.name}” is frozen: {freezing.contents_of(dataset)}."
 
 
 def show_datasets(context: Context) -> str:
@@ -209,6 +230,14 @@ def build(context: Context) -> gr.Blocks:
                     with gr.Row(elem_classes="pb-tight"):
                         heldout = gr.Number(10, label="Held out, %")
                         split_seed = gr.Number(0, label="Seed of the split", precision=0)
+                    scorers = gr.Dropdown(
+                        list(RATERS),
+                        value=RATERS[0],
+                        label="Answers scored by",
+                        info="SteerLM and rejection sampling learn from these scores",
+                    )
+                    scoring = gr.Dropdown([("whichever judged last", "")], value="", label="Judge of the answers")
+                    inside = gr.HTML(apply_default_css=False, elem_id="pb-contents")
                     freezing = gr.Button("Freeze", variant="primary", elem_id="pb-freeze")
                     frozen = gr.HTML(apply_default_css=False, elem_id="pb-frozen")
                     sets = gr.HTML(apply_default_css=False, elem_id="pb-sets")
@@ -227,6 +256,7 @@ def build(context: Context) -> gr.Blocks:
                 rows = gr.HTML(apply_default_css=False, elem_id="pb-pairs")
 
         rule = [metrics, margin, seed, raters, judge]
+        holding = [statuses, scorers, scoring]
 
         def on_list(search: str) -> tuple[str, str]:
             filters, cards = show_list(context, search)
@@ -250,9 +280,21 @@ def build(context: Context) -> gr.Blocks:
             user = context.user(request)
             return said(lambda: accept_all(context, user))
 
-        def on_freeze(name: str, statuses: Any, heldout: float, seed: float, request: gr.Request) -> str:
+        def on_judges() -> list[gr.Dropdown]:
+            choices = judge_choices(context)
+            return [gr.Dropdown(choices, value=""), gr.Dropdown(choices, value="")]
+
+        def on_freeze(
+            name: str,
+            statuses: Any,
+            heldout: float,
+            seed: float,
+            raters: str,
+            judge: str,
+            request: gr.Request,
+        ) -> str:
             user = context.user(request)
-            return said(lambda: f"“{freeze(context, user, name, statuses, heldout, seed).name}” is frozen.")
+            return said(lambda: say_frozen(freeze(context, user, name, statuses, heldout, seed, raters, judge)))
 
         read = "() => [window.location.search]"
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -266,12 +308,30 @@ def build(context: Context) -> gr.Blocks:
             **quiet,
         ).then(None, js="() => window.plumb.shown()")
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
-        page.load(told(lambda: gr.Dropdown(judge_choices(context), value="")), None, [judge], **quiet)
+        page.load(told(on_judges), None, [judge, scoring], **quiet)
         gr.on(
             [page.load, restore.click, metrics.change, margin.change, seed.change, raters.change, judge.change],
             told(on_preview),
             rule,
             [figures, add],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        gr.on(
+            # Cards accepted one by one don't redraw the page: who begins to write a name sees the new count.
+            [
+                page.load,
+                restore.click,
+                refresh.click,
+                name.focus,
+                statuses.change,
+                scorers.change,
+                scoring.change,
+            ],
+            told(partial(show_contents, context)),
+            holding,
+            [inside],
             trigger_mode="always_last",
             show_progress="hidden",
             api_visibility="private",
@@ -283,7 +343,7 @@ def build(context: Context) -> gr.Blocks:
         accepting.click(on_accept, None, [outcome], api_visibility="private").success(**again)
         freezing.click(
             on_freeze,
-            [name, statuses, heldout, split_seed],
+            [name, statuses, heldout, split_seed, scorers, scoring],
             [frozen],
             api_visibility="private",
         ).success(told(partial(show_datasets, context)), None, [sets], **quiet)
