@@ -177,7 +177,7 @@ class MergeConfig(ModelConfig):
     name: str = Field(
         "",
         max_length=80,
-        pattern=r"^[A-Za-z0-9._-]*$",
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
         title="Name",
         description="of the folder below models/merged; empty: made from the adapter's",
     )
@@ -188,6 +188,7 @@ class PushConfig(JobConfig):
 
     kind: ClassVar[str] = "push"
     device_kind: ClassVar[Literal["device", "network"]] = "network"
+    resumable: ClassVar[bool] = True
 
     adapter: int | None = Field(None, title="Adapter", description="id; or name merged weights below")
     merged: str = Field("", title="Merged weights", description="the name of a folder below models/merged")

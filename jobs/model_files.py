@@ -264,7 +264,7 @@ def _with_tiles(config: Mapping[str, Any], images: Mapping[str, Any]) -> int:
     small = _fixed(config)
     side, patches = int((config.get("vision_config") or {}).get("image_size", 336)), math.isqrt(small)
     grids = images.get("image_grid_pinpoints") or config.get("image_grid_pinpoints") or [[2 * side, 2 * side]]
-    lines = [(height // side * patches, width // side * patches) for height, width in grids]
+    lines: list[tuple[int, int]] = [(height // side * patches, width // side * patches) for height, width in grids]
     return small + max(rows * columns + rows for rows, columns in lines)
 
 

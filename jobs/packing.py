@@ -23,6 +23,7 @@ from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
 from jobs.packing_training import Freight, adapter_of, images_shown, pack_training, shown_in
+from jobs.push import check_push
 from jobs.rows import Row, checklist_row, generate_row, judge_row
 from jobs.rubric import load_rubric, rubric_yaml
 from jobs.runs import RunFolder
@@ -57,6 +58,7 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
         case MergeConfig():
             return Freight([], adapters=(adapter_of(db, config.adapter, config.model),))
         case PushConfig():
+            check_push(config, settings.folder.models)
             return Freight([], adapters=(get_adapter(db, config.adapter),) if config.adapter is not None else ())
         case ServeConfig():
             adapters = tuple(adapter_of(db, adapter_id, config.model) for adapter_id in config.adapters)

@@ -248,6 +248,14 @@ def test_the_best_by_each_metric(metric: Any) -> None:
     assert compare(found, metric.name).best == ({2, 3} if metric.better == "higher" else {1, 4})
 
 
+def test_the_report_does_not_sway_the_mark() -> None:
+    found = [
+        made_up(1, heldout_reward_accuracy=0.9, report_reward_accuracy=0.5),
+        made_up(2, heldout_reward_accuracy=0.8, report_reward_accuracy=0.99),
+    ]
+    assert compare(found).best == {1}
+
+
 def test_nothing_is_best_alone() -> None:
     assert compare([made_up(1, heldout_reward_accuracy=0.9), made_up(2)]).best == frozenset()
     assert compare([]).best == frozenset()

@@ -181,7 +181,7 @@ def test_only_lora_moves(tmp_path: Path) -> None:
 
 def test_the_card_traces_the_adapter(trained: RunFolder) -> None:
     card = (trained.adapter / "README.md").read_text(encoding="utf-8")
-    wanted = ("d" * 64, "pairs", "ada", "8 train, 6 held-out", "heldout_reward_accuracy", "jobs submit job.json")
+    wanted = ("d" * 64, "pairs", "ada", "| pairs | 8 | 6 | 0 |", "heldout_reward_accuracy", "jobs submit job.json")
     for part in wanted:
         assert part in card
     event = tiny.events(trained, "adapter")[0]

@@ -94,9 +94,12 @@ def test_an_unknown_type_is_a_bug_that_shows_at_once() -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_defaults_of_every_kind_survive_the_form(kind: str) -> None:
     found = controls_of(KINDS[kind])
-    lacking = {"merge": {"adapter": 3}, "push": {"adapter": 3, "repository": "ada/colours"}}
-    trained = {config.kind: {"dataset": "some pairs"} for config in TRAININGS}
-    needed: dict[str, Any] = {**lacking, **trained}.get(kind, {})
+    lacking: dict[str, dict[str, Any]] = {
+        "merge": {"adapter": 3},
+        "push": {"adapter": 3, "repository": "ada/colours"},
+        **{config.kind: {"dataset": "some pairs"} for config in TRAININGS},
+    }
+    needed = lacking.get(kind, {})
     raw = [needed.get(control.path, shown(control, control.default)) for control in found]
     assert parse_config(kind, collect(found, raw)) == parse_config(kind, needed)
 

@@ -225,6 +225,7 @@ def test_the_contents_before_are_the_contents_after(world: World) -> None:
     for number in range(1, 7):
         scored(world, number, (9, 1) if number % 2 else (5, 5), reference=None if number == 2 else "circle")
     by_rule(world)
+    world.candidates(world.sample(8), ["not", "scored"])
     before = contents(world.db)
     assert before == contents_of(freeze(world.db, USER, "first", heldout_percent=20))
     assert str(before) == "3 pairs, 6 samples with 12 scored answers, 5 references"

@@ -363,3 +363,25 @@ def test_bfloat16_checkpointing_accumulation_and_the_stock_path(tmp_path: Path) 
 def test_the_preset_is_the_papers() -> None:
     config = DpoConfig.model_validate({"dataset": "x", **TRAINING_PRESETS["dpo"]["mDPO"]})
     assert (config.image_weight, config.anchor_weight, config.loss, config.beta) == (1.0, 1.0, "sigmoid", 0.1)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    """Rows with and without images, the projector trained too: DDP's wrapper is called once a batch."""
+    from safetensors.torch import load_file
+
+    changes = {"batch_size": 2, "global_batch": 4, "train_projector": True, "projector_learning_rate": 1e-2}
+    found, margins = [], []
+    for processes in (1, 2):
+        config = {**MDPO, **changes, "processes": processes, "max_steps": 4, "evaluations": 1}
+        del config["accumulation"]
+        run = dpo_run(tmp_path / str(processes), config)
+        assert work(run.path) == 0, last_end(run)
+        found.append(load_file(run.adapter / "adapter_model.safetensors"))
+        told = [event["values"] for event in tiny.events(run, "metric")]
+        margins.append([values["image_margin"] for values in told if "image_margin" in values])
+    assert "0 computed" in scrap_note(run)
+    one, two = found
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert margins[1][-1] > 0

@@ -20,21 +20,30 @@ from storage.errors import NotFound, UserError
 QUESTION = "what shape is in the image?"
 
 
-def make_adapter(folder: Path, projector: bool = False, base: str | None = None, seed: int = 1) -> Path:
-    """A LoRA on the language model, with weights large enough to be heard; with a trained projector if asked."""
+def make_adapter(
+    folder: Path, projector: bool = False, base: str | None = None, seed: int = 1, source: Path | None = None
+) -> Path:
+    """A LoRA on the language model, with weights large enough to be heard; with a trained projector if asked.
+
+    Args:
+        base: what it says it was trained on, if that is a lie.
+        source: the folder of its base; None for the tiny LLaVA.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
     from jobs.gpu.lora import language_linears
+    from jobs.gpu.projector import find_projector
 
-    model = AutoModelForImageTextToText.from_pretrained(tiny.tiny_llava())
+    source = source or tiny.tiny_llava()
+    model = AutoModelForImageTextToText.from_pretrained(source)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=2,
         lora_alpha=6,
         target_modules=language_linears(model),
-        modules_to_save=["multi_modal_projector"] if projector else None,
+        modules_to_save=[find_projector(model)] if projector else None,
         task_type="CAUSAL_LM",
     )
     policy = get_peft_model(model, config)
@@ -44,7 +53,7 @@ def make_adapter(folder: Path, projector: bool = False, base: str | None = None,
                 tensor.normal_(std=0.5)
             elif "modules_to_save" in name:
                 tensor.add_(torch.randn_like(tensor) * 0.2)
-    policy.peft_config["default"].base_model_name_or_path = base or str(tiny.tiny_llava())
+    policy.peft_config["default"].base_model_name_or_path = base or str(source)
     policy.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# colours\n\nTrained on shapes.\n")
     return folder
@@ -148,6 +157,32 @@ def test_a_merged_folder_is_a_base_for_a_generate_job(tmp_path: Path) -> None:
     assert whole == adapted != base
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "smolvlm", "gemma3"])
+def test_merged_weights_of_every_family(tmp_path: Path, family: str) -> None:
+    """Through the generate job: with its own processor, saved and read again."""
+    import tiny_vlms
+
+    base = tiny_vlms.folder(family)
+    adapter = make_adapter(tmp_path / "adapter", projector=True, source=base)
+    merging = merge_run(tmp_path / "run", adapter, model=str(base))
+    assert work(merging.path) == 0, ended(merging)
+    name, file = tiny.store(tmp_path / "images", tiny.picture("blue", 40))
+    rows = [{"sample_id": 1, "messages": tiny.ask(QUESTION, name)}, {"sample_id": 2, "messages": tiny.ask("why?")}]
+    config = {"dtype": "float32", "candidates": 1, "temperature": 0.0, "max_new_tokens": 8}
+    said = []
+    for label, more, adapters in (
+        ("whole", {"model": str(target(merging))}, None),
+        ("adapted", {"model": str(base), "adapter": 5}, {5: adapter}),
+        ("base", {"model": str(base)}, None),
+    ):
+        run = tiny.frozen_run(tmp_path / label, "generate", {**config, **more}, rows, [(name, file)], adapters)
+        assert work(run.path) == 0, ended(run)
+        said.append([event["text"] for event in tiny.events(run, "candidate")])
+    whole, adapted, plain = said
+    assert len(whole) == 2
+    assert whole == adapted != plain
+
+
 def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -206,7 +241,7 @@ def test_what_a_killed_worker_left_is_cleared_away(tmp_path: Path) -> None:
     [
         ({"quantization": "4bit"}, "is quantized"),
         ({"adapter": 6}, "adapter 6 is not in the run folder"),
-        ({"name": ".."}, "does not begin with a dot"),
+        ({"name": ".."}, "name = '..'"),
     ],
 )
 def test_what_cannot_be_merged(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -250,7 +250,11 @@ def test_merging_and_pushing_are_jobs(world: World, context: Context, monkeypatc
     assert found.opened is not None
     name = model_desk.suggested_name(found.opened)
     assert name == "my-colours"
+    world.db.conn.execute(
+        "UPDATE jobs SET config = json_set(config, '$.system_prompt', 'Be brief.') WHERE id = ?", [adapter.job_id]
+    )
     job = model_desk.merge(context, "ada", adapter.id, f" {name} ")
+    assert (job.config["system_prompt"], job.config["image_fit"]) == ("Be brief.", "auto")
     assert (job.kind, job.config["name"], job.config["model"], job.adapter_id) == (
         "merge",
         name,
@@ -266,6 +270,15 @@ def test_merging_and_pushing_are_jobs(world: World, context: Context, monkeypatc
     assert (job.config["merged"], job.config["adapter"], job.config["private"]) == ("whole", None, False)
     with pytest.raises(UserError, match="repository"):
         model_desk.push(context, "ada", adapter.id, "x", True)
+    with pytest.raises(UserError, match="give owner/name"):
+        model_desk.push(context, "ada", adapter.id, "no owner", True)
+    with pytest.raises(NotFound, match="no merged weights named 'gone'"):
+        model_desk.push(context, "ada", "gone", "ada/colours", True)
+    with pytest.raises(UserError, match="name"):
+        model_desk.merge(context, "ada", adapter.id, "..")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        model_desk.push(context, "ada", adapter.id, "ada/colours", True)
     with pytest.raises(NotFound):
         model_desk.merge(context, "ada", 99, "")
     for file in world.folder.root.rglob("*"):

@@ -19,7 +19,7 @@ import pytest
 import tiny
 from jobs.configs import PushConfig, parse_config
 from jobs.merged import Merged, merged_root
-from jobs.push import base_warning, check_push, check_repository, need_token, scrub, uploaded_files
+from jobs.push import base_warning, check_push, check_repository, explained, need_token, scrub, uploaded_files
 from jobs.runs import RunFolder
 from storage.errors import NotFound, UserError
 
@@ -323,6 +323,15 @@ def test_names_that_no_hub_takes(name: str) -> None:
         check_repository(name)
     for good in ("ada/colours", "a_b/llava-1.5-dpo", "A/b"):
         validate_repo_id(check_repository(good))
+
+
+def test_errors_are_told_without_the_token() -> None:
+    told = str(explained(RuntimeError(f"refused for {SECRET}"), REPOSITORY, SECRET))
+    assert told == "The upload failed: RuntimeError: refused for •••"
+    odd = OSError(f"418 for {SECRET}")
+    odd.response = type("Response", (), {"status_code": 418})()  # type: ignore[attr-defined]
+    assert SECRET not in str(explained(odd, REPOSITORY, SECRET))
+    assert "418 for •••" in str(explained(odd, REPOSITORY, SECRET))
 
 
 def test_small_parts(tmp_path: Path) -> None:

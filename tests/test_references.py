@@ -323,6 +323,19 @@ def test_an_images_bytes_count_not_its_name(tmp_path: Path) -> None:
     assert answer_keys(run, [row]) != before
 
 
+def test_an_answer_under_a_scrap_of_the_image_has_a_key_of_its_own(tmp_path: Path) -> None:
+    from jobs.gpu.image_term import make_scraps
+
+    name, file = tiny.store(tmp_path / "images", tiny.picture("red", 64))
+    row = {"messages": tiny.ask("what?", name), "chosen": "a", "rejected": "b"}
+    run = tiny.frozen_run(tmp_path / "run", "dpo", {"dataset": "x"}, [row], [(name, file)])
+    (tmp_path / "scraps").mkdir()
+    scraps = make_scraps(run, tmp_path / "scraps", [name])
+    keys = {key for folder in (run, scraps) for pair in answer_keys(folder, [row]) for key in pair}
+    assert len(keys) == 4
+    assert answer_keys(scraps, [row]) == answer_keys(make_scraps(run, tmp_path / "scraps", [name]), [row])
+
+
 # The book
 
 

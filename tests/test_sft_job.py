@@ -422,6 +422,26 @@ def test_only_lora_moves(tmp_path: Path) -> None:
     assert all(".language_model." in name for name in moved)
 
 
+def test_flash_attention_takes_rows_the_stock_way_and_pairs_not_at_all(tmp_path: Path) -> None:
+    """It reads the mask of several answers as padding; rows of one answer don't need one."""
+    from types import SimpleNamespace
+    from unittest.mock import MagicMock
+
+    from jobs.configs import DpoConfig, SftConfig, SteerlmConfig
+    from jobs.gpu.material import stock_reason
+    from storage.errors import UserError
+
+    text = SimpleNamespace(_attn_implementation="flash_attention_2")
+    loaded: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
+    reporter = MagicMock()
+    for config in (SftConfig, SteerlmConfig):
+        settings = config(dataset="x", attention="flash_attention_2", dtype="bfloat16")
+        assert "flash_attention_2 takes no mask" in str(stock_reason(loaded, settings, reporter))
+        assert "the stock way: flash_attention_2" in reporter.note.call_args.args[0]
+    with pytest.raises(UserError, match="attention implementation 'flash_attention_2' can't take"):
+        stock_reason(loaded, DpoConfig(dataset="x"), reporter)
+
+
 @pytest.mark.slow
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     def told(name: str, seed: int) -> list[float]:

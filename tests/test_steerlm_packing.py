@@ -113,7 +113,7 @@ def test_kin_stay_together() -> None:
 def test_kin_of_unequal_numbers_are_seldom_parted(batch: int) -> None:
     sizes = [3 + number % 3 for number in range(300)]
     kin = families(sizes)
-    sampler = KinBatches([1] * len(kin), kin, batch, seed=0)
+    sampler = KinBatches([1 + 37 * number % 101 for number in kin], kin, batch, seed=0)
     pieces = Counter(number for each in batches_of(sampler, kin, batch) for number in each)
     parted = sum(count > 1 for count in pieces.values())
     assert max(pieces.values()) == 2

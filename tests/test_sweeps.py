@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import USER, World
+from jobs import __main__ as command
 from jobs import queue, sweeps
 from jobs.configs import PRESETS
 from jobs.freezing import freeze
-from jobs.processes import PROJECT
+from jobs.packing import pack
 from jobs.runs import RunFolder
 from jobs.sweeps import MOST_JOBS, combinations, counted, read_grid, stop_sweep, submit_sweep
 from storage import jobs as store
@@ -73,8 +74,12 @@ def test_fractions_and_flips_change_the_rows_and_the_rest_is_packed_once(
     data: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = []
-    pack = queue.pack
-    monkeypatch.setattr(queue, "pack", lambda *given: packed.append(1) or pack(*given))
+
+    def counted_pack(*given: Any) -> Any:
+        packed.append(1)
+        return pack(*given)
+
+    monkeypatch.setattr(queue, "pack", counted_pack)
     submit(data, {"beta": [0.1, 0.2, 0.3], "seed": [0, 1], "epochs": [1, 2]})
     assert len(packed) == 1
     packed.clear()
@@ -211,26 +216,33 @@ def test_long_differences_are_numbered(data: World) -> None:
     assert [job.config["name"] for job in jobs] == ["x" * 74 + " no. 1", "x" * 74 + " no. 2"]
 
 
-def test_the_command_queues_the_same(data: World) -> None:
-    text = json.dumps({"kind": "dpo", "config": VALUES | PRESETS["dpo"]["demo"], "sweep": {"beta": [0.1, 0.3]}})
-    command = [sys.executable, "-m", "jobs", "sweep", "-", "--data", str(data.folder.root), "--json"]
-    environment = {"PATH": "/usr/bin:/bin", "PLUMB_DEVICES": "cpu", "HOME": "/nonexistent"}
-    # A supervisor that this starts finds the jobs stopped before it can look: it is told to leave at once.
-    environment["PLUMB_SUPERVISOR_IDLE_SECONDS"] = "0"
-    bad = text.replace("0.3", "-3")
-    found = subprocess.run(command, input=bad, capture_output=True, text=True, cwd=PROJECT, env=environment)
-    assert found.returncode == 1
-    assert "beta=-3" in found.stderr
-    assert trainings(data) == []
-    found = subprocess.run(
-        command,
-        input='{"kind": "dpo", "config": {}}',
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        env=environment,
-    )
-    assert 'must hold "sweep"' in found.stderr
+def test_the_command_queues_the_same(
+    data: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "opened", lambda folder: data.settings)
+    file = tmp_path / "sweep.json"
+    told = {"kind": "dpo", "config": VALUES | PRESETS["dpo"]["demo"], "sweep": {"beta": [0.1, 0.3]}}
+    file.write_text(json.dumps(told))
+    command.sweep(file, None, as_json=True)
+    assert [job["config"]["beta"] for job in json.loads(capsys.readouterr().out)] == [0.1, 0.3]
+    command.sweep(file)
+    assert "is queued: first-dpo beta=0.3" in capsys.readouterr().out
+    assert len(trainings(data)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"kind": "dpo", "config": {}}', 'must hold "sweep"'),
+        ('{"kind": "dpo", "sweep": {"beta": 0.1}}', "a list of values for each setting"),
+        ('{"kind": "dpo", "sweeps": {}}', '"kind" and "config" and "sweep" and nothing else'),
+        ("[1]", "steerlm"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        command.read_sweep(text, "x.json")
 
 
 def test_no_such_sweep_is_harmless(world: World) -> None:

@@ -635,7 +635,11 @@ def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> Non
         assert [value for _, value in values] == pytest.approx([value for _, value in wanted], rel=1e-6)
 
 
-def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
     from jobs.configs import DpoConfig
     from jobs.gpu.trackers import Curves
 
@@ -646,6 +650,9 @@ def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(tmp_path: Path) -> No
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
+    # TensorBoard's files are named by the second: an attempt after this one begins in a later one.
+    later = time.time() + 10
+    monkeypatch.setattr("time.time", lambda: later)
     again = Curves(run, config, 2)
     assert again.last == {"loss": 2.0}
     for step in range(3, 5):

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 @cache
 def _reader() -> MarkdownIt:
     # html off: tags are shown as text. Images are off, too: a picture's address would be asked for by the browser.
-    return MarkdownIt("commonmark", {"html": False}).enable("table")
+    return MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
 
 def card_html(card: str) -> str:

@@ -231,7 +231,7 @@ def token_hint() -> str:
 
 
 def merge(context: Context, user: str, adapter_id: int, name: str) -> Job:
-    """Queue a job that merges the adapter into full weights.
+    """Queue a job that merges the adapter into full weights, prepared for as it was trained.
 
     Raises:
         PlumbError: it cannot start; the text names field, value and remedy.
@@ -239,6 +239,10 @@ def merge(context: Context, user: str, adapter_id: int, name: str) -> Job:
     with context.database() as db:
         adapter = get_adapter(db, adapter_id)
         values = {"model": adapter.base_model, "adapter": adapter.id, "name": name.strip()}
+        # How images and prompts were prepared in training is saved with the weights' processor.
+        training = jobs_by_id(db, [adapter.job_id])
+        for job in training.values():
+            values |= {key: job.config[key] for key in ("image_fit", "system_prompt") if key in job.config}
         return queue.submit(db, context.settings, "merge", values, user)
 
 

@@ -397,7 +397,8 @@ def _row(run: Run, found: Runs) -> str:
 def _below(found: Runs) -> str:
     number = len(found.found.runs)
     more = f" of {found.total:,}; narrow the filters to see others" if found.total > number else ""
-    unticked = f" · {go(found.address.search(runs=None), 'untick all')}" if found.address.ticked else ""
+    ticked = any(run.job.id in found.address.ticked for run in found.found.runs)
+    unticked = f" · {go(found.address.search(runs=None), 'untick all')}" if ticked else ""
     told = f"{number:,} run{'' if number == 1 else 's'}{more}{unticked}"
     return (
         f'<div class="pm-below"><span class="pb-sub">{told}</span>'

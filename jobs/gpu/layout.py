@@ -59,7 +59,7 @@ def lay_out(
 
     real = attention_mask.bool()
     sizes = real.sum(dim=1)
-    same = (input_ids == input_ids[head]) & (labels == labels[head]) & real & real[head]
+    same = (input_ids == input_ids[head]) & real & real[head]
     shared = sizes.new_full((count,), width).scatter_reduce(
         0, group, same.long().cumprod(dim=1).sum(dim=1), "amin"
     )
@@ -89,9 +89,8 @@ def lay_out(
     columns = source % width
 
     at = torch.arange(length, device=device)
-    # 0 for what is shared, then each row its own number, and one for padding.
+    # 0 for what is shared, then each row its own number. Padding stands behind all that could see it.
     part = torch.where(at < shared[:, None], 0, 1 + source // width)
-    part = torch.where(at < ends[:, None], part, rows + 1)
     asking, asked = part[:, causal:, None], part[:, None, :]
     sees = ((asked == 0) | (asked == asking)) & (at <= at[causal:, None])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def cell(value: object) -> str:
     """A text as a table's cell holds it: on one line, and no bar ends it."""
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("<", "&lt;")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def code(value: object) -> str:

@@ -81,10 +81,15 @@ def stock_reason(loaded: Loaded, config: TrainConfig, reporter: Reporter) -> str
     """Why rows run the stock way, None where they run ours (shared_prefix.py); the log says so.
 
     Raises:
-        UserError: the model runs on flash attention.
+        UserError: pairs shall run as one sequence, and the model runs on flash attention.
     """
     wanted = not isinstance(config, DpoConfig) or config.shared_prefix
-    reason = why_not(loaded.model) if wanted else "the settings ask for it"
+    try:
+        reason = why_not(loaded.model) if wanted else "the settings ask for it"
+    except UserError:
+        if isinstance(config, DpoConfig):
+            raise
+        reason = f"{config.attention} takes no mask of several answers"
     if isinstance(config, DpoConfig):
         ours = "Each pair runs as one sequence: image and prompt are computed once for both answers."
         stock = "Each pair runs as two sequences, the stock way"
@@ -230,8 +235,8 @@ def find_references(
         wait,
     )
     reporter.note(
-        f"Reference{f' ({changed})' if changed else ''}: {found.known} of {found.known + found.computed} answers were known from earlier runs, "
-        f"{found.computed} computed in {found.forwards} forward passes."
+        f"Reference{f' ({changed})' if changed else ''}: {found.known} of {found.known + found.computed} answers "
+        f"were known from earlier runs, {found.computed} computed in {found.forwards} forward passes."
     )
     return dict(zip(places, values, strict=True)), found
 

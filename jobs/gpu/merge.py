@@ -111,16 +111,11 @@ def merged_model(loaded: Loaded, adapter: FrozenAdapter) -> Any:
         UserError: the adapter is another base's, or no LoRA in safetensors.
         PlumbError: a merged weight is not a number.
     """
-    dtype = loaded.model.dtype
     policy = attach(loaded, {ADAPTER: (adapter.folder, adapter.name)})
     try:
         model = policy.merge_and_unload(safe_merge=True, adapter_names=[ADAPTER])
     except ValueError as error:
         raise PlumbError(f"The adapter {adapter.name!r} cannot be merged: {error}") from error
-    # PEFT holds what it trains in float32; a projector that was trained in full would stay so.
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
     return model.eval()
 
 
