@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from align import answers_of, run  # noqa: E402
-from jobs.sweeps import submit_sweep  # noqa: E402
 
 from browser import Tour, browsing, serving  # noqa: E402
 from jobs.configs import PRESETS, TRAININGS  # noqa: E402
 from jobs.gpu.demo.data import Question, load_questions  # noqa: E402
 from jobs.gpu.demo.scoring import is_right  # noqa: E402
 from jobs.settings import Settings, load_settings, local_user  # noqa: E402
+from jobs.sweeps import submit_sweep  # noqa: E402
 from storage import jobs as store  # noqa: E402
 from storage.adapters import list_adapters  # noqa: E402
 from storage.database import session  # noqa: E402

@@ -1,4 +1,4 @@
-"""The four methods in Chromium on the demo: each is checked and started from the page, and its answers are watched."""
+"""The four methods in Chromium on the demo: each checked and started from the page, its answers watched."""
 
 from __future__ import annotations
 

@@ -116,7 +116,12 @@ def test_the_front_matter_is_the_hubs(shapes: World, kind: str) -> None:
 
 
 def test_the_loss_is_told_with_its_weights(shapes: World) -> None:
-    values = {"loss": "0.8 sigmoid + 0.2 bco_pair + 1.0 sft", "beta": 0.3, "image_weight": 1, "anchor_weight": 0.5}
+    values: Any = {
+        "loss": "0.8 sigmoid + 0.2 bco_pair + 1.0 sft",
+        "beta": 0.3,
+        "image_weight": 1,
+        "anchor_weight": 0.5,
+    }
     text = card(shapes, "dpo", **values)
     told = fact(text, "loss")
     assert told.startswith("0.8 sigmoid + 0.2 bco_pair + 1.0 sft (TRL's names), β 0.3, reference")

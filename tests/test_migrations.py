@@ -124,7 +124,7 @@ def freeze_as_before(db: Database, name: str) -> str:
         for view in pairs.list_pairs(db)
     ]
     splits = ["train"] * (len(rows) - 1) + ["heldout"]
-    counts = {"train": len(rows) - 1, "heldout": 1, "samples": len(rows)}
+    counts: dict[str, float] = {"train": len(rows) - 1, "heldout": 1, "samples": len(rows)}
     counts |= {"chosen_characters": 9.0, "rejected_characters": 3.0}
     digest = hashlib.sha256()
     for split, row in zip(splits, rows, strict=True):

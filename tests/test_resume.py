@@ -104,7 +104,7 @@ def go_on(run: RunFolder) -> None:
     assert last_end(run)["status"] == "done"
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 5)), 2, 3])
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, whole: RunFolder, step: int) -> None:
     """In the middle of an epoch and at its end, on a step with an evaluation and on one without."""
     run = uneven_run(tmp_path / "run")
@@ -310,6 +310,7 @@ def test_a_run_that_left_its_adapter_trains_nothing(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_events(run.events)][before:] == ["started", "end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "steerlm"])
 def test_the_supervised_kinds_go_on_too(tmp_path: Path, kind: str) -> None:
     changes = {"lora_dropout": 0.2, "batch_size": 3, "global_batch": 6, "watched_tokens": 4}

@@ -251,9 +251,10 @@ def test_a_picture_as_the_model_sees_it_is_behind_the_door(world: World, context
 
 
 @pytest.mark.parametrize(
-    "name", ["../job.json", "..%2fjob.json", "0.png/..", "0.PNG", "", "00000.png", "0.png\n", "٣.png"]
+    "name", ["../job.json", "notes.txt", "..%2fjob.json", "0.png/..", "0.PNG", "", "00000.png", "0.png\n", "٣.png"]
 )
 def test_no_name_leads_out_of_the_folder(context: Context, picture: Path, name: str) -> None:
+    (picture.parent / "notes.txt").write_text("nobody's business")
     assert seen_picture(context, "1", "0.png") == picture
     assert seen_picture(context, "1", name) is None
 

@@ -40,7 +40,14 @@ def trial_of(run: RunFolder) -> dict[str, float]:
     return values
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"image_weight": 1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"image_weight": 1.0}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_with_a_trial_ends_with_the_weights_of_one_without(tmp_path: Path, changes: dict[str, Any]) -> None:
     with_one = uneven_run(tmp_path / "with", **changes)
     without = uneven_run(tmp_path / "without", **changes)

@@ -329,6 +329,7 @@ def test_a_watched_run_ends_with_the_weights_of_an_unwatched_one(tmp_path: Path)
     assert [values for _, values in metrics(blind, "loss")] == [values for _, values in metrics(watched, "loss")]
 
 
+@pytest.mark.slow
 def test_a_watched_run_with_checkpointing_ends_the_same(tmp_path: Path) -> None:
     runs = [
         uneven_run(tmp_path / name, gradient_checkpointing=True, evaluations=count, max_steps=3)

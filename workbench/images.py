@@ -69,7 +69,7 @@ def seen_picture(context: Context, job: str, name: str) -> Path | None:
             return None
     folder = context.folder.run(int(job)) / "seen"
     path = folder / name
-    own = True and folder.resolve().is_relative_to(
+    own = path.resolve().parent == folder.resolve() and folder.resolve().is_relative_to(
         context.folder.root.resolve()
     )
     return path if own and path.is_file() else None
