@@ -27,6 +27,7 @@ class Merged:
     dtype: str
     job: int
     created_at: str
+    method: str = ""  #: of the adapter: SteerLM's weights are asked with its attribute string, merged or not
 
     def same_content(self, other: Merged) -> bool:
         """Whether both are the same adapter merged into the same base in the same precision."""
@@ -71,6 +72,12 @@ def read_merged(folder: Path) -> Merged | None:
         return Merged(**found)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def method_of(model: str) -> str:
+    """The method of the adapter in a base that is a folder of merged weights; "" for any other base."""
+    made = read_merged(Path(model))
+    return made.method if made is not None else ""
 
 
 def list_merged(models_dir: Path) -> dict[Path, Merged]:

@@ -22,6 +22,7 @@ from jobs.judges import rules
 from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
+from jobs.merged import method_of
 from jobs.packing_training import Freight, adapter_of, images_shown, pack_training, shown_in
 from jobs.push import check_push
 from jobs.rows import Row, checklist_row, generate_row, judge_row
@@ -82,7 +83,7 @@ def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
         )
     samples = get_samples(db, ids)
     images = images_shown(db, [sample.messages for sample in samples])
-    method = adapters[0].method if adapters else ""
+    method = adapters[0].method if adapters else method_of(config.model)
     return Freight([generate_row(sample, images, method) for sample in samples], images, adapters)
 
 

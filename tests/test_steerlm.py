@@ -12,6 +12,7 @@ import pytest
 import tiny
 from factories import USER, World
 from jobs import queue
+from jobs.merged import Merged
 from jobs.runs import RunFolder
 from jobs.steerlm import SENTENCE, attribute_string, with_attributes
 from storage.records import METRICS
@@ -143,3 +144,16 @@ def test_the_serve_job_knows_which_adapters_to_steer(
     with pytest.raises(Stopped):
         module.serve(run, job, config, Reporter(run))
     assert found[-1] == {6}
+
+
+@pytest.mark.parametrize(("method", "is_told"), [("steerlm", True), ("dpo", False)])
+def test_merged_weights_are_asked_as_their_adapter_was(
+    world: World, no_supervisor: None, tmp_path: Path, method: str, is_told: bool
+) -> None:
+    made = Merged("demo", 3, "x", "ab", "float32", 1, "2026-11-23", method)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "plumb.json").write_text(made.text(), encoding="utf-8")
+    world.sample()
+    job = queue.submit(world.db, world.settings, "generate", {"model": str(tmp_path)}, USER)
+    (row,) = RunFolder(world.folder.run(job.id)).rows()
+    assert (SENTENCE in row["messages"][0]["content"][-1]["text"]) is is_told

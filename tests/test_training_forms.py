@@ -250,7 +250,7 @@ def test_needs_are_told_with_their_warnings_first() -> None:
     found = preflight_views.needs(needed(warnings=("It needs <more>.",), notes=("A note.",)), jobs=12)
     assert found.startswith('<p class="plumb-error" role="alert">It needs &lt;more&gt;.')
     for words in (
-        "120 of 16 batches",
+        "120, each of 16 batches",
         "13.4 billion",
         "501 million (3.8%)",
         "about 55 GB of 24 GB free",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator
@@ -21,16 +20,13 @@ import tiny_models
 import tiny_vlms
 from jobs.gpu.answering import end_tokens
 from jobs.gpu.answers import side_by_side, watched_rows
-from jobs.gpu.broken import MOST_NAMED, check_numbers
 from jobs.gpu.frames import answer_frame, answer_ids
 from jobs.gpu.prompts import encode, from_run
 from jobs.gpu.scoring import blanked, reward_metrics
-from jobs.gpu.trackers import check_trackers, read_lines
 from jobs.gpu.trainers import noise, undisturbed
 from jobs.gpu.watching import divergence, some
 from jobs.runs import RunFolder
 from jobs.worker import work
-from storage.errors import PlumbError, UserError
 from test_dpo_job import FAST, HELD_OUT, TIMED, dpo_run, last_end, metrics, pair
 from test_resume import apart, uneven_run
 from test_sft_job import answer, sft_run
@@ -387,88 +383,6 @@ def test_what_a_clock_decides_is_known_to_the_tests(trained: RunFolder) -> None:
     assert names >= TIMED - {"rows_per_second"}
 
 
-# A number that is none
-
-
-def break_at(patch: pytest.MonkeyPatch, step: int, call: int, spoil: Any) -> list[list[int]]:
-    """Spoil the loss of a step's batch; returns where the places of that batch will be."""
-    from trl import DPOTrainer
-
-    real, calls, spoilt = DPOTrainer._compute_loss, {}, []  # type: ignore[var-annotated]
-
-    def broken(self: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        loss = real(self, model, inputs, return_outputs)
-        at = self.state.global_step
-        if not (self.model.training and self.is_in_train):
-            return loss
-        calls[at] = calls.get(at, 0) + 1
-        if (at, calls[at]) == (step, call):
-            spoilt.append(self.step_places[-1])
-            return spoil(loss)
-        return loss
-
-    patch.setattr(DPOTrainer, "_compute_loss", broken)
-    return spoilt
-
-
-def test_a_broken_loss_names_the_batchs_samples_alone(tmp_path: Path) -> None:
-    run = uneven_run(tmp_path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        spoilt = break_at(patch, 1, 2, lambda loss: loss * float("nan"))
-        assert work(run.path) == 1
-    reason = last_end(run)["reason"]
-    (places,) = spoilt
-    named = ", ".join(f"pair {place} (/?sample={place})" for place in places)
-    assert f"Training broke at step 2: loss is nan, in a batch of {named}. Look at these samples" in reason
-    assert len(places) == 2
-    assert reason.count("/?sample=") == 2
-
-
-def test_a_broken_gradient_names_the_steps_samples(tmp_path: Path) -> None:
-    class Spoilt(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
-            return loss.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            return grad * float("nan")
-
-    run = uneven_run(tmp_path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        break_at(patch, 0, 1, Spoilt.apply)
-        assert work(run.path) == 1
-    reason = last_end(run)["reason"]
-    assert "Training broke at step 1: gradient_norm is nan, in a batch of pair" in reason
-    assert reason.count("/?sample=") == 4 <= MOST_NAMED
-
-
-class Stepped:
-    """A trainer with the batches of one step."""
-
-    def __init__(self, losses: list[float], skipped: bool = False) -> None:
-        import types
-
-        self.step_places = [[2 * number, 2 * number + 1] for number in range(len(losses))]
-        self.step_losses = [torch.tensor(loss) for loss in losses]
-        self.accelerator = types.SimpleNamespace(optimizer_step_was_skipped=skipped)
-
-
-def test_what_counts_as_broken() -> None:
-    material: Any = type("Rows", (), {"rows": [{"sample_id": number} for number in range(40)]})
-    check_numbers(3, {"loss": 0.5, "gradient_norm": 2.0}, Stepped([0.5]), material)
-    # float16: a gradient that overflows leaves its step out.
-    check_numbers(3, {"loss": 0.5, "gradient_norm": math.inf}, Stepped([0.5], skipped=True), material)
-    with pytest.raises(PlumbError, match="step 3: gradient_norm is inf, in a batch of sample 0 "):
-        check_numbers(3, {"gradient_norm": math.inf}, Stepped([0.5]), material)
-    with pytest.raises(PlumbError, match=r"step 4: heldout_loss is nan\. Look at"):
-        check_numbers(4, {"heldout_loss": math.nan})
-    with pytest.raises(PlumbError, match=r"a batch of sample 2 \(/\?sample=2\), sample 3 \(/\?sample=3\)\. Look"):
-        check_numbers(3, {"loss": math.nan}, Stepped([0.5, math.inf, 0.1]), material)
-    with pytest.raises(PlumbError, match=r"sample 7 \(/\?sample=7\) and 12 more\. "):
-        check_numbers(3, {"loss": math.nan}, Stepped([math.nan] * 10), material)
-
-
 # Watched answers
 
 
@@ -604,110 +518,3 @@ def test_from_an_adapter_the_first_answers_are_its_own(trained: RunFolder, tmp_p
     assert told["heldout_logp_chosen"] == pytest.approx(
         metrics(trained, "heldout_loss")[-1][1]["heldout_logp_chosen"], abs=1e-3
     )
-
-
-# Trackers
-
-
-def board_of(folder: Path) -> Any:
-    """What TensorBoard reads from a run's folder."""
-    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
-
-    board = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
-    board.Reload()
-    return board
-
-
-def test_the_curves_lie_in_a_file_and_in_tensorboards(trained: RunFolder) -> None:
-    lines = read_lines(trained.path / "metrics.jsonl")
-    told = [
-        {"step": event["step"], **event["values"]}
-        for event in tiny.events(trained, "metric")
-        if "trial_seconds" not in event["values"]
-    ]
-    assert lines == told
-    board = board_of(trained.path)
-    names = {name for line in lines for name in line} - {"step"}
-    assert set(board.Tags()["scalars"]) == names
-    for name in ("loss", "heldout_reward_margin", "report_loss"):
-        values = [(scalar.step, scalar.value) for scalar in board.Scalars(name)]
-        wanted = [(line["step"], line[name]) for line in lines if name in line]
-        assert [step for step, _ in values] == [step for step, _ in wanted]
-        assert [value for _, value in values] == pytest.approx([value for _, value in wanted], rel=1e-6)
-
-
-def test_a_run_that_goes_on_hides_the_steps_that_ran_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import time
-
-    from jobs.configs import DpoConfig
-    from jobs.gpu.trackers import Curves
-
-    run, config = RunFolder(tmp_path), DpoConfig(dataset="pairs")
-    first = Curves(run, config, 0)
-    for step in range(1, 6):
-        first.write(step, {"loss": float(step), "odd": math.nan})
-    first.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')
-    # TensorBoard's files are named by the second: an attempt after this one begins in a later one.
-    later = time.time() + 10
-    monkeypatch.setattr("time.time", lambda: later)
-    again = Curves(run, config, 2)
-    assert again.last == {"loss": 2.0}
-    for step in range(3, 5):
-        again.write(step, {"loss": float(10 * step)})
-    again.close()
-    assert read_lines(tmp_path / "metrics.jsonl") == [
-        {"step": step, "loss": loss} for step, loss in ((1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0))
-    ]
-    board = board_of(tmp_path)
-    found = {scalar.step: scalar.value for scalar in board.Scalars("loss")}
-    assert found == {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}
-
-
-def test_without_tensorboard_no_such_files(tmp_path: Path) -> None:
-    run = dpo_run(tmp_path / "run", {**FAST, "max_steps": 1, "evaluations": 0, "report_to": ""})
-    assert work(run.path) == 0
-    assert not (run.path / "tensorboard").exists()
-    assert json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("mlflow", "report_to: 'mlflow' isn't installed, or isn't set up. Run pip install mlflow, or"),
-        ("tensorboard, comet_ml", "Run pip install comet-ml, or"),
-        ("tensorbord", "report_to: 'tensorbord' is no tracker that transformers knows; use azure_ml"),
-    ],
-)
-def test_a_tracker_that_is_not_there_is_told_before_the_model_is_loaded(
-    tmp_path: Path, name: str, words: str
-) -> None:
-    run = dpo_run(tmp_path / "run", {**FAST, "report_to": name})
-    assert work(run.path) == 1
-    assert words in last_end(run)["reason"]
-    assert not tiny.events(run, "phase")
-
-
-def test_a_tracker_asked_for_by_name_is_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    from jobs.configs import DpoConfig
-
-    config = DpoConfig(dataset="pairs", report_to="wandb")
-    monkeypatch.setenv("WANDB_DISABLED", "true")
-    with pytest.raises(UserError, match="pip install wandb"):
-        check_trackers(config)
-    assert "WANDB_DISABLED" not in os.environ
-    check_trackers(DpoConfig(dataset="pairs", report_to="none"))
-    check_trackers(DpoConfig(dataset="pairs", report_to=""))
-
-
-def test_other_trackers_are_given_to_transformers(tmp_path: Path) -> None:
-    from jobs.configs import DpoConfig
-    from jobs.gpu.trackers import others
-
-    assert others(DpoConfig(dataset="pairs", report_to="tensorboard, wandb,mlflow")) == ["wandb", "mlflow"]
-    assert others(DpoConfig(dataset="pairs", report_to="none")) == []

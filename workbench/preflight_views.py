@@ -25,7 +25,7 @@ def needs(found: Preflight, jobs: int = 1) -> str:
 
 
 def _figures(found: Preflight, jobs: int) -> dict[str, str]:
-    batches = f" of {found.accumulation:,} batches" if found.accumulation > 1 else ""
+    batches = f", each of {found.accumulation:,} batches" if found.accumulation > 1 else ""
     shown = {
         "Rows to train on": f"{found.rows:,}",
         "Held-out pairs": f"{found.heldout:,} along the run, {found.report:,} for the report",

@@ -66,7 +66,7 @@ class ChatEngine:
         model: Any,
         adapters: Mapping[int, str],
         note: Callable[[str], None],
-        steered: Collection[int] = (),
+        steered: Collection[int | None] = (),
     ) -> None:
         self._loaded = loaded
         self._model = model

@@ -72,6 +72,7 @@ def _merge(job: JobFile, config: MergeConfig, adapter: FrozenAdapter, target: Pa
         dtype=str(dtype).removeprefix("torch."),
         job=job.job_id,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        method=adapter.method,
     )
     if target.exists():
         _same_or_refuse(target, made)

@@ -34,6 +34,7 @@ from jobs.gpu.devices import claim_device
 from jobs.gpu.loading import load_for
 from jobs.gpu.lora import attach, frozen_adapter
 from jobs.keys import SERVE_KEY
+from jobs.merged import method_of
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
@@ -61,7 +62,9 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
     if found:
         reporter.phase("loading the adapters")
     model = attach(loaded, {names[n]: (adapter.folder, adapter.name) for n, adapter in found.items()})
-    steered = {number for number, adapter in found.items() if adapter.method == steerlm.METHOD}
+    steered: set[int | None] = {number for number, adapter in found.items() if adapter.method == steerlm.METHOD}
+    if method_of(config.model) == steerlm.METHOD:
+        steered |= {None, *found}
     engine = ChatEngine(loaded, model, names, reporter.note, steered)
     server = Server(make_app(engine, key, config.model))
     try:
