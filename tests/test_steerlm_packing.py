@@ -121,7 +121,7 @@ def test_kin_of_unequal_numbers_are_seldom_parted(batch: int) -> None:
 
 
 def test_batches_hold_like_lengths_in_an_order_of_their_own() -> None:
-    kin = families([4] * 200)
+    kin = families([4] * 100)  # as many as are sorted together
     lengths = [1 + (37 * number) % 100 for number in kin]
     sampler = KinBatches(lengths, kin, 8, seed=0)
     order = list(sampler)
@@ -133,7 +133,7 @@ def test_batches_hold_like_lengths_in_an_order_of_their_own() -> None:
     assert sum(spread) / len(spread) < 4
     assert means not in (sorted(means), sorted(means, reverse=True))
     # No drift along the epoch: the halves are alike.
-    assert abs(sum(means[:50]) - sum(means[50:])) / 50 < 15
+    assert abs(sum(means[:25]) - sum(means[25:])) / 25 < 20
     sampler.set_epoch(1)
     assert list(sampler) != order
     assert list(KinBatches(lengths, kin, 8, seed=1)) != order
