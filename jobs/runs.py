@@ -9,7 +9,10 @@ runs/<job>/data/lineage.json   where a training's labels come from, for its mode
 runs/<job>/events.jsonl   appended by the worker alone
 runs/<job>/log.txt        stdout and stderr of the worker
 runs/<job>/control        what is asked of it (`stop`, `pause`)
-runs/<job>/checkpoints/ adapter/
+runs/<job>/checkpoints/   a training's last ones, until its adapter is there; best/ with early stop
+runs/<job>/metrics.jsonl  tensorboard/ seen/ (the watched pictures as the model sees them)
+runs/<job>/ranks/         how each of several processes ended
+runs/<job>/adapter/       what a training leaves
 """
 
 from __future__ import annotations

@@ -349,6 +349,29 @@ def test_the_stock_path_makes_the_same_run(trained: dict[str, RunFolder], tmp_pa
     assert held[0] == pytest.approx(held[1], rel=1e-4)
 
 
+def test_a_short_run_trains_on_whole_samples_that_stand_together(tmp_path: Path) -> None:
+    """Of 20 samples with 3 answers each, 4 steps of 6 rows see 8: in each batch two, as two sequences."""
+    names = [name for name, _ in images_in(tmp_path)]
+    rows = [row for n in range(20) for row in scored(n, names[:1], 3)]
+    config = {"batch_size": 6, "global_batch": 6, "max_steps": 4, "evaluations": 0}
+    run = sft_run(tmp_path / "run", "steerlm", config, rows)
+    shapes: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        from jobs.gpu.shared_prefix import SharedPrefix
+
+        real = SharedPrefix.score
+
+        def watched(self: Any, labels: torch.Tensor, named: dict[str, Any]) -> Any:
+            if torch.is_grad_enabled():
+                shapes.append((len(labels), len(named["pixel_values"]), len(set(named.get("groups", range(6))))))
+            return real(self, labels, named)
+
+        patch.setattr(SharedPrefix, "score", watched)
+        assert work(run.path) == 0, last_end(run)
+    assert any("4 steps see 24 of the 60 rows" in event["text"] for event in tiny.events(run, "note"))
+    assert shapes[-4:] == [(6, 2, 2)] * 4  # before them: the step that is tried
+
+
 def test_kin_in_one_sequence_make_the_run_that_they_make_apart(tmp_path: Path) -> None:
     """One batch a step holds all rows, so that both ways have the same rows in each step."""
     runs = []

@@ -73,8 +73,24 @@ def read_rows(run: RunFolder, config: TrainConfig, reporter: Reporter) -> list[d
     seen = config.max_steps * config.global_batch
     if 0 < seen < len(training):
         reporter.note(f"{config.max_steps} steps see {seen} of the {len(training)} rows, drawn by the seed.")
-        training = random.Random(config.seed).sample(training, seen)
+        whole = isinstance(config, SteerlmConfig) and config.shared_prefix
+        training = draw_samples(training, seen, config.seed) if whole else draw_rows(training, seen, config.seed)
     return [*training, *rest]
+
+
+def draw_rows(rows: list[dict[str, Any]], number: int, seed: int) -> list[dict[str, Any]]:
+    """So many of the rows, any of them."""
+    return random.Random(seed).sample(rows, number)
+
+
+def draw_samples(rows: list[dict[str, Any]], number: int, seed: int) -> list[dict[str, Any]]:
+    """So many of the rows, all those of one sample before those of the next: only these run as one sequence."""
+    samples: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        samples.setdefault(row.get("sample_id"), []).append(row)
+    drawn = list(samples.values())
+    random.Random(seed).shuffle(drawn)
+    return [row for sample in drawn for row in sample][:number]
 
 
 def stock_reason(loaded: Loaded, config: TrainConfig, reporter: Reporter) -> str | None:

@@ -45,7 +45,7 @@ class Supervised(Common, SFTTrainer):
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBatches:
-        if train_dataset is None and self.kin:
+        if self.kin:
             return KinBatches(self.kin_lengths, self.kin, self.args.train_batch_size, self.args.data_seed)
         return super()._get_train_sampler(train_dataset)
 
