@@ -111,8 +111,14 @@ def browsing(width: int = 1280, height: int = 720, dark: bool = False) -> Iterat
         context.set_default_timeout(30_000)
         page = context.pages[0] if context.pages else context.new_page()
         problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda entry: problems.append(entry.text) if entry.type == "error" else None)
+
+        def keep(text: str) -> None:
+            # Gradio's own words when a page is left whose stream is still open, on a slow machine.
+            if "AbortError" not in text and "Connection errored out" not in text:
+                problems.append(text)
+
+        page.on("pageerror", lambda error: keep(str(error)))
+        page.on("console", lambda entry: keep(entry.text) if entry.type == "error" else None)
         page.problems = problems  # type: ignore[attr-defined]
         yield page
         context.close()

@@ -62,6 +62,15 @@ LONG = {**TWO, "max_steps": 1_000_000, "evaluations": 0}
 MULTI = "compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\nnum_machines: 1\nnum_processes: {number}\n"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in each of two processes: with more threads sums round differently, and Adam makes it more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start a worker as the supervisor does; whatever is left of it in the end is killed."""

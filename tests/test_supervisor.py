@@ -506,7 +506,7 @@ def test_a_note_that_was_left_behind_sends_no_supervisor_away(busy: World, wait_
     assert status(busy, job) is JobStatus.DONE
 
 
-def test_a_worker_is_known_when_the_clock_was_put(world: World, sleeper: Sleeper) -> None:
+def test_a_worker_is_known_when_the_clock_was_put(world: World, sleeper: Sleeper, wait_for: Wait) -> None:
     """Start times are told from the clock: after a jump they differ, the run folder in its words does not."""
     job, _ = sleeper(world)
     attempt = attempt_of(world, job)
@@ -516,7 +516,8 @@ def test_a_worker_is_known_when_the_clock_was_put(world: World, sleeper: Sleeper
     words = [sys.executable, "-c", "import time; time.sleep(600)", "jobs.worker"]
     with subprocess.Popen([*words, str(world.folder.run(job.id))], start_new_session=True) as worker:
         try:
-            assert find_process(replace(jumped, pid=worker.pid)) is not None
+            # Until it has become the worker, the new process has its parent's words.
+            wait_for(lambda: find_process(replace(jumped, pid=worker.pid)) is not None, "the worker is known")
             assert find_process(replace(jumped, pid=worker.pid, job_id=job.id + 1)) is None, "another job's"
         finally:
             worker.kill()
