@@ -1,10 +1,13 @@
 """Make the screenshots of the documents by driving the real app; prints how long each step took.
 
-    python docs/screenshots.py [--samples 400] [--data FOLDER]
+    python docs/screenshots.py [--samples 400] [--data FOLDER] [--trained FOLDER]
 
 Takes the whole way on the embedded demo, with the preset "demo", in headless Chromium. Then it lets a remote judge
 score the same samples, for the pictures of estimate, running job and agreement: the judge is the tests' server; it
 gives the rule-based judge's scores with noise, and the person's scores are such scores too.
+
+With --trained it shoots the pages about trainings alone, over a data folder that holds some (as
+`benchmarks/methods.py --data FOLDER` leaves it).
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import Tour, browsing, serving  # noqa: E402
 from gemini_server import GeminiServer  # noqa: E402
 from jobs.judges.prompts import order_of  # noqa: E402
+from storage.adapters import list_adapters  # noqa: E402
 from storage.candidates import candidates_of  # noqa: E402
 from storage.database import session  # noqa: E402
+from storage.datasets import list_datasets  # noqa: E402
 from storage.easy_vqa import load_questions  # noqa: E402
 from storage.folder import DataFolder  # noqa: E402
 from storage.records import METRICS  # noqa: E402
@@ -83,6 +88,37 @@ def take(samples: int, data: Path) -> dict[str, float]:
         page.wait_for_timeout(1000)
         page.screenshot(path=IMAGES / "samples-dark.png")
     return times
+
+
+def take_trainings(data: Path) -> None:
+    """Shoot form, finished training, its answers, lineage and compared runs over the trainings that are there."""
+    with session(DataFolder(data)) as db:
+        job = min(adapter.job_id for adapter in list_adapters(db))
+        dataset = next(one.name for one in list_datasets(db))
+    with serving(data) as address, browsing(1280, 860) as page:
+
+        def look(name: str) -> None:
+            page.wait_for_timeout(1200)
+            page.screenshot(path=IMAGES / f"{name}.png")
+
+        tour = Tour(page, address)
+        tour.open(f"/jobs?kind=dpo&dataset={dataset}", "#start-train")
+        page.locator("#jobs-list [data-open]").wait_for(state="attached")
+        page.locator("#check-train").click()
+        page.locator("#needs-train dl").wait_for()
+        look("jobs-dpo-form")
+        tour.open(f"/jobs?job={job}", "#job-charts svg")
+        look("jobs-done")
+        page.locator("#job-answers img").first.wait_for()
+        page.locator("#job-ends").scroll_into_view_if_needed()
+        page.locator("#job-checkpoint").evaluate("element => element.scrollIntoView({block: 'start'})")
+        look("jobs-answers")
+        tour.open("/models", "#pm-picture svg")
+        look("models")
+        tour.open(f"/models?view=runs&dataset={dataset}", "#pm-runs table")
+        look("models-runs")
+        if page.problems:
+            print("console:", page.problems, file=sys.stderr)
 
 
 def noisy(scores: dict[str, int], seed: str, share: float) -> dict[str, int]:
@@ -161,10 +197,15 @@ def take_judging(data: Path) -> None:
 def main(
     samples: Annotated[int, typer.Option(help="how many samples to load")] = 400,
     data: Annotated[Path | None, typer.Option(help="an empty folder; default: a temporary one")] = None,
+    trained: Annotated[Path | None, typer.Option(help="shoot what is trained there, and nothing else")] = None,
 ) -> None:
     IMAGES.mkdir(exist_ok=True)
+    if trained is not None:
+        take_trainings(trained)
+        return
     data = data or Path(tempfile.mkdtemp(prefix="plumb-shots-"))
     times: dict[str, Any] = dict(take(samples, data))
+    take_trainings(data)
     take_judging(data)
     print(json.dumps({"samples": samples, "seconds": times, "to_two_columns": round(sum(times.values()), 1)}))
 
