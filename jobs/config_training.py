@@ -25,7 +25,7 @@ class TrainConfig(ModelConfig):
     )
     learning_rate: float = Field(gt=0.0, le=1.0, title="Learning rate")
     epochs: float = Field(3.0, gt=0.0, le=100.0, title="Epochs")
-    max_steps: int = Field(-1, ge=-1, le=10_000_000, title="At most steps", description="-1: as epochs say")
+    max_steps: int = Field(-1, ge=-1, le=10_000_000, title="At most steps", description="-1 or 0: as epochs say")
     batch_size: int = Field(8, ge=1, le=1024, title="Rows a batch", description="on each device at once")
     global_batch: int = Field(
         128, ge=1, le=1_000_000, title="Rows a step", description="reached by accumulation; 128 in the paper"
@@ -124,6 +124,12 @@ class TrainConfig(ModelConfig):
                 f"global_batch {self.global_batch} is not a multiple of batch_size × processes = "
                 f"{self.batch_size} × {self.processes} = {at_once}; {remedy}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_evaluations(self) -> TrainConfig:
+        if self.patience and not self.evaluations:
+            raise ValueError(f"patience {self.patience} counts evaluations, of which there are 0; set evaluations")
         return self
 
     @property

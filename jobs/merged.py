@@ -68,10 +68,13 @@ def check_name(name: str) -> str:
 def read_merged(folder: Path) -> Merged | None:
     """What a folder was made of; None where it was not made by a `merge` job, or says so no more."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Merged(**found)
+        found = Merged(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    # Such folders are carried from machine to machine: what stands there may be anything.
+    numbers = {"adapter", "job"}
+    fitting = (isinstance(value, int if name in numbers else str) for name, value in asdict(found).items())
+    return found if all(fitting) else None
 
 
 def method_of(model: str) -> str:

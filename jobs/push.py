@@ -109,6 +109,8 @@ def _upload(folder: Path, base: str, config: PushConfig, token: str, reporter: R
     files = uploaded_files(folder)
     reporter.phase("uploading")
     reporter.progress(0, len(files), "files")
+    if warning := base_warning(base):
+        reporter.note(warning)
     reporter.check_stop()
     api.create_repo(config.repository, private=config.private, exist_ok=True)
     if config.private and api.repo_info(config.repository).private is False:
@@ -127,8 +129,6 @@ def _upload(folder: Path, base: str, config: PushConfig, token: str, reporter: R
     reporter.check_stop()
     reporter.phase("committing")
     done = api.create_commit(config.repository, additions, commit_message="Upload from Plumb")
-    if warning := base_warning(base):
-        reporter.note(warning)
     reporter.note(f"{config.repository} holds {len(files)} files; commit {done.oid}.")
 
 

@@ -178,7 +178,7 @@ def resume(db: Database, settings: Settings, job_id: int) -> Job:
 
     Raises:
         NotFound: there is no such job.
-        Conflict: it is not stopped or failed, or of a kind that begins anew each time.
+        Conflict: it is not stopped or failed, of a kind that begins anew each time, or its adapter is gone.
     """
     with immediate(db):
         job = store.get_job(db, job_id)
@@ -186,6 +186,10 @@ def resume(db: Database, settings: Settings, job_id: int) -> Job:
             raise Conflict(f"Job {job_id} ({job.kind}) cannot go on where it ended; start it again.")
         if not (settings.folder.run(job_id) / "job.json").exists():
             raise Conflict(f"The run folder of job {job_id} is gone; start it again.")
+        asked = job.config.get("adapter", job.config.get("start_adapter"))
+        if job.adapter_id is None and asked is not None and job.kind not in ("push", "serve"):
+            # Its run folder still holds the files, but what it makes would be booked as the base's.
+            raise Conflict(f"Job {job_id} works with adapter {asked}, which was deleted; start it again without.")
         job = store.requeue(db, job_id)
         RunFolder(settings.folder.run(job_id)).ask_nothing()
     ensure_supervisor(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,7 @@ from jobs.packing_training import Freight
 from jobs.settings import Settings
 from jobs.supervisor import ensure_supervisor
 from storage import jobs as store
-from storage.errors import PlumbError, UserError
-from storage.lifecycle import ENDED
+from storage.errors import Conflict, PlumbError, UserError
 from storage.records import Job
 
 #: A grid of more jobs is a slip more often than a wish.
@@ -158,7 +158,7 @@ def _queue_all(db: Database, settings: Settings, prepared: Sequence[queue.Prepar
             jobs.append(queue.enqueue(db, settings, one, user, sweep=first, begins_sweep=first is None))
     except PlumbError as error:  # the disk is full: half a sweep is none
         for job in jobs:
-            if store.get_job(db, job.id).status not in ENDED:
+            with contextlib.suppress(Conflict):  # it has ended meanwhile
                 queue.stop(db, settings, job.id)
         raise UserError(f"Job {len(jobs) + 1} of {len(prepared)}: {error} The others were stopped.") from error
     return jobs
@@ -171,7 +171,7 @@ def stop_sweep(db: Database, settings: Settings, sweep: int) -> int:
     """
     asked = 0
     for job in reversed(store.sweep_jobs(db, sweep)):
-        if job.status not in ENDED:
+        with contextlib.suppress(Conflict):  # it has ended
             queue.stop(db, settings, job.id)
             asked += 1
     return asked

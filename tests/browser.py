@@ -108,7 +108,7 @@ def browsing(width: int = 1280, height: int = 720, dark: bool = False) -> Iterat
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
         )
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(90_000)  # a busy machine is slow, not wrong
         page = context.pages[0] if context.pages else context.new_page()
         problems: list[str] = []
 

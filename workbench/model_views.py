@@ -184,7 +184,7 @@ def _merged(found: OpenedMerged) -> str:
         ("Made of", f"{source} in {escape(made.base_model)}"),
         ("Precision", escape(made.dtype)),
         ("Size", f"{found.bytes / 1e9:.2f} GB"),
-        ("Made", f"{escape(made.created_at[:16].replace('T', ' '))} UTC by job #{made.job}"),
+        ("Made", f"{escape(made.created_at[:16].replace('T', ' '))} UTC by job #{escape(str(made.job))}"),
         ("Folder", f"<code>{escape(path)}</code>"),
     ]
     return (

@@ -64,7 +64,7 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
     model = attach(loaded, {names[n]: (adapter.folder, adapter.name) for n, adapter in found.items()})
     steered: set[int | None] = {number for number, adapter in found.items() if adapter.method == steerlm.METHOD}
     if method_of(config.model) == steerlm.METHOD:
-        steered |= {None, *found}
+        steered.add(None)  # the weights alone: an adapter trained on them is asked as its own method says
     engine = ChatEngine(loaded, model, names, reporter.note, steered)
     server = Server(make_app(engine, key, config.model))
     try:
