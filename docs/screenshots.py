@@ -93,7 +93,7 @@ def take(samples: int, data: Path) -> dict[str, float]:
 def take_trainings(data: Path) -> None:
     """Shoot form, finished training, its answers, lineage and compared runs over the trainings that are there."""
     with session(DataFolder(data)) as db:
-        job = min(adapter.job_id for adapter in list_adapters(db))
+        first, job = min((adapter.id, adapter.job_id) for adapter in list_adapters(db))
         dataset = next(one.name for one in list_datasets(db))
     with serving(data) as address, browsing(1280, 860) as page:
 
@@ -111,9 +111,10 @@ def take_trainings(data: Path) -> None:
         look("jobs-done")
         page.locator("#job-answers img").first.wait_for()
         page.locator("#job-ends").scroll_into_view_if_needed()
-        page.locator("#job-checkpoint").evaluate("element => element.scrollIntoView({block: 'start'})")
+        below_header = "element => { element.scrollIntoView({block: 'start'}); window.scrollBy(0, -70); }"
+        page.locator("#job-checkpoint").evaluate(below_header)
         look("jobs-answers")
-        tour.open("/models", "#pm-picture svg")
+        tour.open(f"/models?adapter={first}", "#pm-picture svg")
         look("models")
         tour.open(f"/models?view=runs&dataset={dataset}", "#pm-runs table")
         look("models-runs")

@@ -205,7 +205,7 @@ def _edge(one: Placed) -> str:
 def _box(one: Placed, selected: str) -> str:
     node = one.node
     x, y = _position(one.column, one.row)
-    room = LINE - (len(node.mark) + 2 if node.mark else 0)
+    room = LINE - (len(node.mark) + 4 if node.mark else 0)
     mark = (
         f'<text class="pm-mark" x="{WIDTH - 12}" y="23" text-anchor="end">{escape(node.mark)}</text>'
         if node.mark
