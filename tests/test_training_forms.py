@@ -331,3 +331,11 @@ def test_another_method_keeps_what_was_typed_but_for_its_learning_rate(world: Wo
     assert rate["value"] == 4e-4
     assert "value" not in updates[labels["LoRA rank"]]
     assert "value" not in updates[labels["Epochs"]]
+
+
+def test_the_settings_of_an_old_job_fill_the_form_under_todays_names(world: World, no_supervisor: None) -> None:
+    """Version 0.2 said how many batches make a step."""
+    old = {"dataset": "shapes", "batch_size": 4, "accumulation": 8}
+    job = store.add_job(world.db, kind="dpo", config=old, user=USER, slot_kind="device")
+    found = job_launch.rerun_values(job)
+    assert (found["batch_size"], found["global_batch"]) == (4, 32)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import KINDS, PRESETS, CallConfig
+from jobs.configs import KINDS, PRESETS, CallConfig, parse_config
 from jobs.judges import rules
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
@@ -236,7 +236,11 @@ def preset_values(kind: str, name: str) -> dict[str, Any]:
 def rerun_values(job: Job) -> dict[str, Any]:
     """A job's frozen settings by path, to fill its form again; what its form lacks is left out."""
     known = {control.path for control in controls(job.kind)}
-    return {path: value for path, value in flatten(job.config).items() if path in known}
+    try:  # a setting of an earlier version stands there under today's name
+        config = parse_config(job.kind, job.config).model_dump(mode="json")
+    except UserError:  # one that today's bounds refuse: the form will say so
+        config = job.config
+    return {path: value for path, value in flatten(config).items() if path in known}
 
 
 def rest_values(db: Database, job: Job) -> dict[str, Any]:
