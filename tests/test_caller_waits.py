@@ -253,7 +253,9 @@ def test_what_is_billed_never_exceeds_the_budget(quick_writes: None, tmp_path: P
     assert spent.held == 0.0
     assert provider.requests == spent.requests
     assert budget.requests is None or spent.requests == budget.requests
-    assert spent.money > budget.money - WORST or spent.requests == budget.requests, "and it is used"
+    # A caller that saw the longest prompt reckons with a tenth more than it from then on.
+    worst = WORST + 0.1 * 1.25 * TOKENS / 1e6
+    assert spent.money > budget.money - worst or spent.requests == budget.requests, "and it is used"
     for begin in provider.asked:
         assert sum(begin <= at <= begin + 60.0 for at in provider.asked) <= 300
 

@@ -92,7 +92,20 @@ def build_pages(context: Context) -> gr.Blocks:
             with root.route(title, path, show_in_navbar=False):
                 _page(context, name)
         root.queue(default_concurrency_limit=CONCURRENCY, api_open=False, max_size=512)
+    _answer_directly(root)
     return root
+
+
+def _answer_directly(root: gr.Blocks) -> None:
+    """Leave Gradio's queue to what streams; each other event is one request with one answer.
+
+    Gradio 6.31's server ends a page's event stream when nothing is pending. A click that joins while that
+    message is under way finds the stream still open in the browser and is answered into none: its outcome shows
+    at the page's next queued event, or never.
+    """
+    for function in root.fns.values():
+        if not function.types_generator:
+            function.queue = False
 
 
 @contextmanager
