@@ -53,7 +53,7 @@ def serve(settings: Settings) -> None:
 
     import uvicorn
 
-    from jobs.supervisor import ensure_supervisor
+    from jobs.standby import ensure_supervisor
     from workbench.context import Context
     from workbench.door import Door
     from workbench.ui import build_ui

@@ -20,7 +20,7 @@ from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate, wa
 from jobs.reporter import versions
 from jobs.runs import PAUSE, JobFile, RunFolder
 from jobs.settings import Settings
-from jobs.supervisor import ensure_supervisor
+from jobs.standby import ensure_supervisor
 from storage import jobs as store
 from storage.database import immediate
 from storage.errors import Conflict, UserError

@@ -176,6 +176,13 @@ class RunFolder:
     def stop_requested(self) -> bool:
         return self.asked() == STOP
 
+    def log_size(self) -> int:
+        """Bytes of the log; an attempt's part of it begins where the one before ended."""
+        try:
+            return self.log.stat().st_size
+        except OSError:
+            return 0
+
     def log_tail(self, lines: int = 40, max_bytes: int = 64_000) -> str:
         """The last lines of the log, read from the end, so that a log of 1 GB costs no more."""
         try:

@@ -6,41 +6,34 @@ on from the byte offsets in the database, and settles those that are gone.
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from sqlite_utils import Database
 
-from jobs.configs import KINDS, TRAININGS
-from jobs.event_file import Event, read_tail
+from jobs.configs import TRAININGS
 from jobs.events import drain
-from jobs.keys import serve_key
+from jobs.making_room import make_room
 from jobs.placement import Wanted, wanted_by
-from jobs.processes import PROJECT, explain_exit, find_process, signal_group, spawn_worker, start_time
+from jobs.processes import find_process, signal_group, spawn_worker, start_time
 from jobs.runs import RunFolder
 from jobs.settings import Settings
+from jobs.standby import POLL_SECONDS, hand_over_note, lock_of
+from jobs.verdicts import TRANSIENT, Cause, Verdict, can_resume, verdict
 from storage import jobs as store
 from storage.database import immediate, session
 from storage.errors import Conflict, DatabaseBusy, PlumbError
-from storage.folder import DataFolder
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
 
 SlotKind = Literal["device", "network"]
 
-POLL_SECONDS = 0.5
-HAND_OVER_SECONDS = 3.0
-MOST_RESTARTS = 5  # of a job whose workers are killed
 SPEAK_SECONDS = 20.0  # a worker says "started" within about a second
 # From the request to stop to SIGTERM; a training ends its step and writes a checkpoint first.
 GRACE_SECONDS = {
@@ -49,67 +42,8 @@ GRACE_SECONDS = {
     **dict.fromkeys(("judge", "checklist"), 300.0),  # a paid reply is waited for
 }
 KILL_SECONDS = 60.0  # from SIGTERM to SIGKILL
-
-
-def lock_of(folder: DataFolder) -> FileLock:
-    return FileLock(folder.runtime / "supervisor.lock")
-
-
-def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
-    """Start a detached supervisor unless one is at work; returns whether one was started.
-
-    Args:
-        fresh: have one at work hand over first. Workers inherit its environment, so that an API key or a device
-            that was set since its start would be missing from them.
-
-    Submitting and leaving cannot miss each other: a supervisor that leaves looks at the queue once more after
-    it has given up the lock.
-    """
-    lock = lock_of(settings.folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not fresh or not _hand_over(settings.folder, lock):
-            return False
-    lock.release()
-    environment = dict(os.environ)
-    environment["PLUMB_DATA"] = str(settings.folder.root)
-    environment["PLUMB_DEVICES"] = ",".join(settings.devices)
-    environment["PLUMB_NETWORK_SLOTS"] = str(settings.network_slots)
-    environment["PLUMB_SUPERVISOR_IDLE_SECONDS"] = str(settings.supervisor_idle_seconds)
-    with (settings.folder.runtime / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "jobs", "supervise"],
-            cwd=PROJECT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return True
-
-
-def _hand_over(folder: DataFolder, lock: FileLock) -> bool:
-    """Ask the supervisor at work to leave; its workers go on. True, holding the lock, once it has."""
-    note = hand_over_note(folder)
-    note.touch()
-    try:
-        lock.acquire(timeout=HAND_OVER_SECONDS)
-        return True
-    except Timeout:  # it is busy with a long transaction, say: it goes on with what it has
-        note.unlink(missing_ok=True)
-        try:
-            lock.acquire(timeout=2 * POLL_SECONDS)  # it may just have read the note
-            return True
-        except Timeout:
-            return False
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def hand_over_note(folder: DataFolder) -> Path:
-    return folder.runtime / "supervisor.hand-over"
+# By how many attempts in a row died without having come further.
+BACKOFF_SECONDS = (0.0, 0.0, 30.0, 120.0, 600.0)
 
 
 def supervise(settings: Settings) -> bool:
@@ -169,7 +103,7 @@ class Supervisor:
         for attempt in store.open_attempts(db):
             self._watch(db, attempt)
         self._refuse_impossible(db)
-        self._make_room(db)
+        make_room(db, self._folder, self._wanted)
         slot_kinds: tuple[SlotKind, ...] = ("device", "network")
         for slot_kind in slot_kinds:
             while self._start_next(db, slot_kind):
@@ -231,32 +165,37 @@ class Supervisor:
             signal_group(attempt, signal.SIGTERM)
 
     def _settle(self, db: Database, attempt: Attempt, job: Job, code: int | None) -> None:
-        status, reason = verdict(RunFolder(self._folder.run(job.id)), attempt, job, code)
+        run = RunFolder(self._folder.run(job.id))
+        found = verdict(run, attempt, job, code)
         if attempt.id in self._unreadable:
-            status, reason = JobStatus.FAILED, self._complained[attempt.id]
-        again = self._goes_on(db, attempt, job, status)
+            found = Verdict(JobStatus.FAILED, self._complained[attempt.id])
         with immediate(db):
-            store.end_attempt(db, attempt.id, status, reason)
+            store.end_attempt(
+                db, attempt.id, found.status, found.reason, found.cause, exit_code=code, log_end=run.log_size()
+            )
             if job.status not in ENDED:
-                store.move(db, job.id, status, reason)
-            if again:
-                store.requeue(db, job.id)
+                store.move(db, job.id, found.status, found.reason)
+            pause = self._goes_on(db, run, job, found)
+            if pause is not None:
+                store.requeue(db, job.id, None if pause == 0 else datetime.now(UTC) + timedelta(seconds=pause))
         self._children.pop(attempt.id, None)
         self._asked.pop(job.id, None)
-        told = f"{': ' + reason if reason else ''}{'; it goes on where it was' if again else ''}"
-        log(f"job {job.id} ({job.kind}) is {status}{told}")
+        again = "; it goes on where it was" if pause is not None else ""
+        log(f"job {job.id} ({job.kind}) is {found.status}{': ' + found.reason if found.reason else ''}{again}")
 
-    def _goes_on(self, db: Database, attempt: Attempt, job: Job, status: JobStatus) -> bool:
-        """Whether a worker was killed whose job goes on after what its folder holds: kill -9, a reboot, no memory.
+    def _goes_on(self, db: Database, run: RunFolder, job: Job, found: Verdict) -> float | None:
+        """In how many seconds a job is tried again whose worker met what may be over: None for never.
 
-        One that ended with a last word had its reasons, and one that dies again and again has one too.
+        One that dies again and again without having come further has a reason of its own.
         """
-        run = RunFolder(self._folder.run(job.id))
-        if status is not JobStatus.FAILED or job.status in ENDED or attempt.id in self._unreadable:
-            return False
-        if job.kind not in KINDS or not KINDS[job.kind].resumable or not (run.path / "job.json").exists():
-            return False
-        return last_word(run, attempt) is None and len(store.attempts_of(db, job.id)) <= MOST_RESTARTS
+        if found.status is not JobStatus.FAILED or found.cause not in TRANSIENT or job.status in ENDED:
+            return None
+        if not can_resume(run, job):
+            return None
+        fruitless = store.fruitless_attempts(db, job.id)
+        if fruitless > job.retries:
+            return None
+        return BACKOFF_SECONDS[min(fruitless, len(BACKOFF_SECONDS) - 1)]
 
     # starting ---------------------------------------------------------------------------------------------
 
@@ -276,13 +215,14 @@ class Supervisor:
             job = store.claim_next(db, slot_kind, *free, wanted=self._wanted if slot_kind == "device" else None)
             if job is None:
                 return False
-            attempt = store.start_attempt(db, job.id)
+            log_begin = RunFolder(self._folder.run(job.id)).log_size()
+            attempt = store.start_attempt(db, job.id, log_begin)
         try:
             child = spawn_worker(self._folder, job)
         except Exception as error:  # whatever it is, it is this job's trouble and not the queue's
             reason = f"The worker cannot be started on {job.slot} ({type(error).__name__}: {error})."
             with immediate(db):
-                store.end_attempt(db, attempt.id, JobStatus.FAILED, reason)
+                store.end_attempt(db, attempt.id, JobStatus.FAILED, reason, Cause.SETTING)
                 store.move(db, job.id, JobStatus.FAILED, reason)
             log(f"job {job.id}: {reason}")
             return True
@@ -307,75 +247,6 @@ class Supervisor:
                 reason = str(error)
             store.move(db, job.id, JobStatus.FAILED, reason)
             log(f"job {job.id}: {reason}")
-
-    def _make_room(self, db: Database) -> None:
-        """Ask idle chat models to leave where a job waits for their devices, and that is all it waits for."""
-        waiting = store.queued_jobs(db, "device")
-        if not waiting:
-            return
-        active = store.active_jobs(db)
-        taken = {slot for job in active if job.status is not JobStatus.STOPPING for slot in job.slots}
-        for job in waiting:
-            slots, count = self._wanted(job)
-            coming = [slot for slot in slots if slot not in taken]  # free, or about to be
-            taken.update(coming[:count])  # kept for this job
-            missing = count - len(coming)
-            if missing <= 0:
-                continue
-            idle = [
-                other
-                for other in active
-                if other.kind == "serve" and set(other.slots) & set(slots) and not self._serving(other)
-            ]
-            if len(idle) >= missing:
-                for other in idle[:missing]:
-                    store.move(db, other.id, JobStatus.STOPPING, f"left its device to job {job.id}")
-                    RunFolder(self._folder.run(other.id)).ask_to_stop()
-                return
-
-    def _serving(self, job: Job) -> bool:
-        """Whether a chat model must not be asked to leave: it answers somebody, loads, or is leaving."""
-        if job.status is not JobStatus.RUNNING or job.port is None:
-            return True
-        connection = http.client.HTTPConnection("127.0.0.1", job.port, timeout=2)
-        try:
-            connection.request(
-                "GET", "/health", headers={"Authorization": f"Bearer {serve_key(self._folder, job.id)}"}
-            )
-            return bool(json.loads(connection.getresponse().read()).get("busy", True))
-        except TimeoutError:  # it has no time to answer: it is at work
-            return True
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-
-def verdict(run: RunFolder, attempt: Attempt, job: Job, code: int | None) -> tuple[JobStatus, str]:
-    """How an ended attempt is to be booked: by its own last word, else by how the process ended."""
-    last = last_word(run, attempt)
-    if last is not None:
-        return JobStatus(last["status"]), str(last.get("reason", ""))
-    if job.status is JobStatus.STOPPING:
-        return JobStatus.STOPPED, "It did not stop by itself and was ended."
-    tail = run.log_tail(lines=3).strip()
-    return JobStatus.FAILED, explain_exit(code) + (f" Its log ends: {tail}" if tail else "")
-
-
-def last_word(run: RunFolder, attempt: Attempt) -> Event | None:
-    """The `end` event of this attempt; None where its process died without one.
-
-    Only the end of the file is read: a last word stands last, but for what threads still had to say.
-    """
-    # A resumed job's folder holds the last words of earlier attempts.
-    began = datetime.fromisoformat(attempt.started_at).timestamp()
-    last = None
-    for event in read_tail(run.events):
-        if event["kind"] == "started":
-            last = None  # an earlier attempt's last word says nothing about this one
-        elif event["kind"] == "end" and event.get("time", began) >= began:
-            last = event if event.get("status") in {str(status) for status in ENDED} else None
-    return last
 
 
 def log(text: str) -> None:

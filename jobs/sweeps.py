@@ -14,7 +14,7 @@ from jobs import queue
 from jobs.configs import KINDS, JobConfig, TrainConfig, parse_config
 from jobs.packing_training import Freight
 from jobs.settings import Settings
-from jobs.supervisor import ensure_supervisor
+from jobs.standby import ensure_supervisor
 from storage import jobs as store
 from storage.errors import Conflict, PlumbError, UserError
 from storage.records import Job

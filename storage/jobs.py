@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlite_utils import Database
@@ -13,6 +14,9 @@ from storage.lifecycle import ACTIVE, ENDED, JobStatus, sources
 from storage.records import Attempt, Job, now
 from storage.rows import Row, count, marks, one, rows, with_json
 from storage.users import ensure_user
+
+#: The order of the queue.
+ORDER = "priority DESC, coalesce(place, id), id"
 
 
 def add_job(
@@ -94,8 +98,9 @@ def queue_position(db: Database, job: Job) -> int:
         return 0
     return count(
         db,
-        "SELECT count(*) FROM jobs WHERE status = ? AND slot_kind = ? AND id <= ?",
-        [JobStatus.QUEUED, job.slot_kind, job.id],
+        "SELECT count(*) FROM jobs WHERE status = ? AND slot_kind = ? AND (-priority, coalesce(place, id), id)"
+        " <= (?, ?, ?)",
+        [JobStatus.QUEUED, job.slot_kind, -job.priority, job.id if job.place is None else job.place, job.id],
     )
 
 
@@ -123,10 +128,21 @@ def sweep_states(db: Database, sweeps: Sequence[int]) -> dict[int, dict[JobStatu
 
 
 def queued_jobs(db: Database, slot_kind: Literal["device", "network"] | None = None) -> list[Job]:
-    """Those that wait (for this kind of slot), oldest first."""
+    """Those that wait (for this kind of slot), in the queue's order."""
     fits = "AND slot_kind = ?" if slot_kind else ""
     values = [str(JobStatus.QUEUED), *([slot_kind] if slot_kind else [])]
-    return [_job(row) for row in rows(db, f"SELECT * FROM jobs WHERE status = ? {fits} ORDER BY id", values)]
+    return [_job(row) for row in rows(db, f"SELECT * FROM jobs WHERE status = ? {fits} ORDER BY {ORDER}", values)]
+
+
+def is_due(db: Database, job: Job, at: str | None = None) -> bool:
+    """Whether nothing but a free slot keeps a queued job waiting: no other job, and no pause before a new try.
+
+    Args:
+        at: the time, as `records.now` gives it; None for now.
+    """
+    if job.not_before is not None and job.not_before > (at or now()):
+        return False
+    return job.after_id is None or get_job(db, job.after_id).status is JobStatus.DONE
 
 
 def claim_next(
@@ -135,11 +151,11 @@ def claim_next(
     *free: str,
     wanted: Callable[[Job], tuple[Sequence[str], int]] | None = None,
 ) -> Job | None:
-    """Give the oldest queued job that can start the slots it wants: all of them at once, or none.
+    """Give the first queued job that can start the slots it wants: all of them at once, or none.
 
-    A job that finds fewer free slots than it wants has those kept for it: younger jobs don't overtake it there. So
-    a job for many devices starts as soon as enough older ones have ended, whatever else is queued, and no two jobs
-    can each hold what the other waits for.
+    A job that finds fewer free slots than it wants has those kept for it: later jobs don't overtake it there. So
+    a job for many devices starts as soon as enough earlier ones have ended, whatever else is queued, and no two
+    jobs can each hold what the other waits for. A job that is not due (`is_due`) keeps nothing for itself.
 
     Args:
         free: the slots that nobody holds. Whoever calls this looks them up in the same transaction.
@@ -149,6 +165,8 @@ def claim_next(
     for job in queued_jobs(db, slot_kind):
         if not left:
             return None
+        if not is_due(db, job):
+            continue
         suits, count = wanted(job) if wanted else ([job.device] if job.device else left, 1)
         found = [slot for slot in left if slot in suits or slot_kind == "network"]
         if len(found) >= count:
@@ -192,16 +210,20 @@ def move(db: Database, job_id: int, target: JobStatus, reason: str = "") -> None
         raise Conflict(f"Job {job_id} is {job.status}; it cannot become {target}.")
 
 
-def requeue(db: Database, job_id: int) -> Job:
-    """Queue an ended job again: it keeps its place by number and what it has done, and loses its slot and reason.
+def requeue(db: Database, job_id: int, not_before: datetime | None = None) -> Job:
+    """Queue an ended or paused job again: it keeps its place and what it has done, and loses its slot and reason.
+
+    Args:
+        not_before: it waits until then; None for not at all.
 
     Raises:
-        Conflict: it has not ended, or is done.
+        Conflict: it is at work, or done.
         NotFound: there is no such job.
     """
     move(db, job_id, JobStatus.QUEUED)
     db.conn.execute(
-        "UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '' WHERE id = ?", [job_id]
+        "UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '', not_before = ? WHERE id = ?",
+        [not_before.isoformat() if not_before else None, job_id],
     )
     return get_job(db, job_id)
 
@@ -214,12 +236,13 @@ def set_progress(db: Database, job_id: int, **columns: Any) -> None:
     db.conn.execute(f"UPDATE jobs SET {sets} WHERE id = :id", {**columns, "id": job_id})
 
 
-def start_attempt(db: Database, job_id: int) -> Attempt:
+def start_attempt(db: Database, job_id: int, log_begin: int = 0) -> Attempt:
+    """Note a new attempt; its events and its log begin where those of the one before ended."""
     cursor = db.conn.execute(
-        "INSERT INTO attempts (job_id, number, event_offset, started_at) VALUES (?,"
+        "INSERT INTO attempts (job_id, number, event_offset, started_at, log_begin) VALUES (?,"
         " (SELECT count(*) + 1 FROM attempts WHERE job_id = ?),"
-        " (SELECT coalesce(max(event_offset), 0) FROM attempts WHERE job_id = ?), ?)",
-        [job_id, job_id, job_id, now()],
+        " (SELECT coalesce(max(event_offset), 0) FROM attempts WHERE job_id = ?), ?, ?)",
+        [job_id, job_id, job_id, now(), log_begin],
     )
     return get_attempt(db, int(cursor.lastrowid or 0))
 
@@ -265,10 +288,35 @@ def advance(db: Database, attempt: Attempt, offset: int, heard_at: float) -> Non
         raise Conflict(f"The events of attempt {attempt.id} were read by another supervisor.")
 
 
-def end_attempt(db: Database, attempt_id: int, outcome: str, reason: str) -> None:
+def end_attempt(
+    db: Database,
+    attempt_id: int,
+    outcome: str,
+    reason: str,
+    cause: str = "",
+    *,
+    exit_code: int | None = None,
+    log_end: int | None = None,
+) -> None:
     db.conn.execute(
-        "UPDATE attempts SET outcome = ?, reason = ?, ended_at = ? WHERE id = ?",
-        [outcome, reason, now(), attempt_id],
+        "UPDATE attempts SET outcome = ?, reason = ?, cause = ?, exit_code = ?, log_end = ?, ended_at = ?"
+        " WHERE id = ?",
+        [outcome, reason, cause, exit_code, log_end, now(), attempt_id],
+    )
+
+
+def mark_advanced(db: Database, attempt_id: int) -> None:
+    """Note that the attempt did something that none before it had done."""
+    db.conn.execute("UPDATE attempts SET advanced = 1 WHERE id = ?", [attempt_id])
+
+
+def fruitless_attempts(db: Database, job_id: int) -> int:
+    """How many of its latest attempts, in a row, ended without having come further."""
+    return count(
+        db,
+        "SELECT count(*) FROM attempts WHERE job_id = ? AND ended_at IS NOT NULL AND number >"
+        " (SELECT coalesce(max(number), 0) FROM attempts WHERE job_id = ? AND advanced = 1)",
+        [job_id, job_id],
     )
 
 

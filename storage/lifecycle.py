@@ -5,8 +5,10 @@
       ▼           ▼            ▼
     stopped     failed      stopping ──► stopped | done | failed
 
-`starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop. A job that failed or was
-stopped can be queued again where its kind goes on from what it has done (`jobs.queue.resume`).
+`starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop. `paused`: its worker
+left because the disk is full; it is queued again by itself when there is room. It can be reached from all in which
+a worker is at work. A job that failed or was stopped can be queued again where its kind goes on from what it has
+done (`jobs.queue.resume`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ class JobStatus(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -27,10 +30,20 @@ class JobStatus(StrEnum):
 NEXT: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.STOPPED, JobStatus.FAILED}),
     JobStatus.STARTING: frozenset(
-        {JobStatus.RUNNING, JobStatus.STOPPING, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}
+        {
+            JobStatus.RUNNING,
+            JobStatus.STOPPING,
+            JobStatus.PAUSED,
+            JobStatus.DONE,
+            JobStatus.FAILED,
+            JobStatus.STOPPED,
+        }
     ),
-    JobStatus.RUNNING: frozenset({JobStatus.STOPPING, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}),
-    JobStatus.STOPPING: frozenset({JobStatus.STOPPED, JobStatus.DONE, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.STOPPING, JobStatus.PAUSED, JobStatus.DONE, JobStatus.FAILED, JobStatus.STOPPED}
+    ),
+    JobStatus.STOPPING: frozenset({JobStatus.PAUSED, JobStatus.STOPPED, JobStatus.DONE, JobStatus.FAILED}),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.STOPPED, JobStatus.FAILED}),
     JobStatus.DONE: frozenset(),
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
     JobStatus.STOPPED: frozenset({JobStatus.QUEUED}),

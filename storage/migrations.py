@@ -326,3 +326,38 @@ def m003_keep_trainings(db: Database) -> None:
     ]
     for statement in statements:
         db.conn.execute(statement)
+
+
+@migrations()
+def m004_keep_the_queue(db: Database) -> None:
+    """The order of the queue, what ended an attempt, deleted runs, settings of the whole data folder."""
+    statements = [
+        # priority: higher comes first; place: the order among equals, NULL stands for the id.
+        "ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN place REAL",
+        # after_id: it waits until that job is done, and fails where that one does.
+        "ALTER TABLE jobs ADD COLUMN after_id INTEGER REFERENCES jobs(id)",
+        # retries: how often it is tried again after attempts that died without having come further.
+        "ALTER TABLE jobs ADD COLUMN retries INTEGER NOT NULL DEFAULT 4",
+        # not_before: a job that is tried again waits until then.
+        "ALTER TABLE jobs ADD COLUMN not_before TEXT",
+        # deleted_at: its run folder lies in the bin; purged_at: it has gone from there.
+        "ALTER TABLE jobs ADD COLUMN deleted_at TEXT",
+        "ALTER TABLE jobs ADD COLUMN deleted_by TEXT REFERENCES users(name)",
+        "ALTER TABLE jobs ADD COLUMN purged_at TEXT",
+        # cause: jobs/verdicts.py; log_begin, log_end: its part of log.txt, in bytes.
+        "ALTER TABLE attempts ADD COLUMN cause TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE attempts ADD COLUMN exit_code INTEGER",
+        "ALTER TABLE attempts ADD COLUMN log_begin INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE attempts ADD COLUMN log_end INTEGER",
+        # advanced: it did something that no attempt before it had done.
+        "ALTER TABLE attempts ADD COLUMN advanced INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE settings (
+            name TEXT PRIMARY KEY,
+            value TEXT NOT NULL,
+            user TEXT REFERENCES users(name),
+            changed_at TEXT NOT NULL
+        ) WITHOUT ROWID""",
+    ]
+    for statement in statements:
+        db.conn.execute(statement)

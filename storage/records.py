@@ -244,6 +244,14 @@ class Job:
     started_at: str | None
     ended_at: str | None
     sweep: int | None = None
+    priority: int = 0
+    place: float | None = None
+    after_id: int | None = None
+    retries: int = 4
+    not_before: str | None = None
+    deleted_at: str | None = None
+    deleted_by: str | None = None
+    purged_at: str | None = None
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -267,7 +275,14 @@ class CheckpointAnswer:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One worker process of a job. PID, start time and process group together name it."""
+    """One worker process of a job. PID, start time and process group together name it.
+
+    Attributes:
+        cause: why it ended otherwise than done (`jobs.verdicts.Cause`).
+        exit_code: negative for a signal; None where nobody saw it end.
+        log_begin, log_end: its part of the run folder's log.txt, in bytes; log_end is None while it runs.
+        advanced: 1 where it did something that no attempt before it had done.
+    """
 
     id: int
     job_id: int
@@ -281,6 +296,11 @@ class Attempt:
     reason: str
     started_at: str
     ended_at: str | None
+    cause: str = ""
+    exit_code: int | None = None
+    log_begin: int = 0
+    log_end: int | None = None
+    advanced: int = 0
 
 
 @dataclass(frozen=True)

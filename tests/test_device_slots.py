@@ -16,6 +16,7 @@ from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor
 from storage import jobs as store
 from storage.errors import Conflict
+from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 from storage.records import Job
 
@@ -62,6 +63,7 @@ def sleepers(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sleepers
     made = Sleepers(world)
     monkeypatch.setattr("jobs.supervisor.spawn_worker", made.spawn)
     monkeypatch.setattr("jobs.supervisor.SPEAK_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.supervisor.BACKOFF_SECONDS", (0.0,))
     yield made
     for child in made.children.values():
         child.kill()
@@ -77,7 +79,7 @@ def slots(world: World, *jobs: Job) -> list[str | None]:
     return [store.get_job(world.db, job.id).slot for job in jobs]
 
 
-def leaving(job: Job) -> bool:
+def leaving(folder: DataFolder, job: Job) -> bool:
     """In the place of asking a chat model, which is idle unless it leaves already."""
     return job.status is not JobStatus.RUNNING
 
@@ -149,10 +151,10 @@ def test_idle_chats_make_room_for_a_job_of_several_devices_where_that_is_enough(
     sleepers.step()
     assert slots(world, *chats, training) == list(GPUS)
     wide = add(world, 2)
-    monkeypatch.setattr(sleepers.supervisor, "_serving", lambda job: job.id == chats[1].id)
+    monkeypatch.setattr("jobs.making_room.is_serving", lambda folder, job: job.id == chats[1].id)
     sleepers.step()
     assert statuses(world, *chats) == [JobStatus.RUNNING] * 2, "one is busy: it would have left for nothing"
-    monkeypatch.setattr(sleepers.supervisor, "_serving", leaving)
+    monkeypatch.setattr("jobs.making_room.is_serving", leaving)
     sleepers.step()
     assert statuses(world, *chats) == [JobStatus.STOPPING] * 2
     assert all(RunFolder(world.folder.run(chat.id)).stop_requested() for chat in chats)
@@ -163,7 +165,7 @@ def test_a_device_that_is_free_counts_and_one_chat_leaves_for_one_job(
     world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chats = [sleepers.chat(), sleepers.chat()]
-    monkeypatch.setattr(sleepers.supervisor, "_serving", leaving)
+    monkeypatch.setattr("jobs.making_room.is_serving", leaving)
     add(world, 2)  # cuda:2 is free
     for _ in range(3):
         sleepers.step()
@@ -174,7 +176,7 @@ def test_what_comes_free_for_one_job_is_not_counted_for_the_next(
     world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chats = [sleepers.chat(), sleepers.chat()]
-    monkeypatch.setattr(sleepers.supervisor, "_serving", leaving)
+    monkeypatch.setattr("jobs.making_room.is_serving", leaving)
     add(world, 2)
     sleepers.step()
     assert JobStatus.RUNNING in statuses(world, *chats), "the first to leave, and cuda:2, are for the wide one"
@@ -218,7 +220,7 @@ def test_a_killed_training_goes_on_by_itself(world: World, sleepers: Sleepers, k
     RunFolder(world.folder.run(job.id)).path.mkdir()
     (world.folder.run(job.id) / "job.json").write_text("{}")
     sleepers.step()
-    for number in range(1, 6):
+    for number in range(1, 1 + job.retries):
         assert len(store.attempts_of(world.db, job.id)) == number
         sleepers.kill(job)
         sleepers.step()

@@ -25,7 +25,7 @@ from storage.samples import add_sample
 from storage.scores import add_judgement, ensure_rater, get_judgements, set_score
 from storage.upkeep import check
 
-LANDED = ["m001_create_tables", "m002_keep_judges_calls", "m003_keep_trainings"]
+LANDED = ["m001_create_tables", "m002_keep_judges_calls", "m003_keep_trainings", "m004_keep_the_queue"]
 SCHEMAS = {
     "m001_create_tables": "fbcd94436629b250",
     "m002_keep_judges_calls": "462d3597a1be3c22",
@@ -175,7 +175,7 @@ def test_a_data_set_of_the_second_version_trains_dpo_and_can_be_frozen_again(tmp
     digest = freeze_as_before(db, "old")
     db.close()
 
-    assert migrate(folder) == ["m003_keep_trainings"]
+    assert migrate(folder) == ["m003_keep_trainings", "m004_keep_the_queue"]
     db = connect(folder)
     dataset = get_dataset(db, "old")
     rows = dataset_rows(db, dataset.id)

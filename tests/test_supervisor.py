@@ -21,7 +21,9 @@ from jobs import queue
 from jobs.event_file import read_events
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder
-from jobs.supervisor import Supervisor, ensure_supervisor, hand_over_note, lock_of, verdict
+from jobs.standby import ensure_supervisor, hand_over_note, lock_of
+from jobs.supervisor import Supervisor
+from jobs.verdicts import Verdict, verdict
 from judging import KEY, ask, samples, terms
 from storage import jobs as store
 from storage.errors import Conflict, DatabaseBusy
@@ -163,7 +165,7 @@ def test_a_worker_that_does_not_stop_is_ended_as_a_group(
 ) -> None:
     job, child = sleeper(world)
     monkeypatch.setattr("jobs.supervisor.GRACE_SECONDS", {"": -1.0})
-    monkeypatch.setattr("jobs.supervisor.ensure_supervisor", lambda settings: False)
+    monkeypatch.setattr("jobs.standby.ensure_supervisor", lambda settings: False)
     monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
     queue.stop(world.db, world.settings, job.id)
     supervisor = Supervisor(world.settings)
@@ -258,10 +260,10 @@ def test_an_idle_chat_makes_room_and_a_busy_one_stays(
     )
     world.job("dpo")
     supervisor = Supervisor(world.settings)
-    monkeypatch.setattr(supervisor, "_serving", lambda job: True)
+    monkeypatch.setattr("jobs.making_room.is_serving", lambda folder, job: True)
     supervisor.step(world.db)
     assert status(world, chat) is JobStatus.RUNNING
-    monkeypatch.setattr(supervisor, "_serving", lambda job: False)
+    monkeypatch.setattr("jobs.making_room.is_serving", lambda folder, job: False)
     supervisor.step(world.db)
     assert status(world, chat) is JobStatus.STOPPING
     assert RunFolder(world.folder.run(chat.id)).stop_requested()
@@ -304,10 +306,12 @@ def test_the_workers_last_word_counts_before_its_exit_code(world: World, sleeper
     )
     attempt = attempt_of(world, job)
     current = store.get_job(world.db, job.id)
-    assert verdict(run, attempt, current, 1) == (JobStatus.DONE, "")
+    assert verdict(run, attempt, current, 1) == Verdict(JobStatus.DONE)
     with run.events.open("a") as file:
         file.write('{"kind": "started", "pid": 2, "pid_started": 2.0}\n')
-    assert verdict(run, attempt, current, -9)[0] is JobStatus.FAILED, "an earlier attempt's word is not this one's"
+    assert verdict(run, attempt, current, -9).status is JobStatus.FAILED, (
+        "an earlier attempt's word is not this one's"
+    )
 
 
 def test_the_folder_alone_is_enough(busy: World, tmp_path: Path) -> None:
@@ -438,16 +442,19 @@ def test_a_killed_worker_goes_on_by_itself_but_not_for_ever(
     monkeypatch.setattr("jobs.supervisor.SPEAK_SECONDS", 0.0)
 
     def dying() -> subprocess.Popen[bytes]:
-        died = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+        died = subprocess.Popen(
+            [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], start_new_session=True
+        )
         died.wait()
         return died
 
+    monkeypatch.setattr("jobs.supervisor.BACKOFF_SECONDS", (0.0,))
     for _ in range(12):
         supervisor.step(world.db)
     ended = store.get_job(world.db, job.id)
     assert ended.status is JobStatus.FAILED
     assert ended.reason
-    assert len(store.attempts_of(world.db, job.id)) == 6, "the first and five more"
+    assert len(store.attempts_of(world.db, job.id)) == 1 + job.retries
 
 
 def test_a_worker_that_said_why_it_failed_is_not_started_again(world: World, sleeper: Sleeper) -> None:

@@ -1,0 +1,63 @@
+"""Asking idle chat models to leave where a job waits for their devices, and that is all it waits for."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+
+from sqlite_utils import Database
+
+from jobs.keys import serve_key
+from jobs.placement import Wanted
+from jobs.runs import RunFolder
+from storage import jobs as store
+from storage.folder import DataFolder
+from storage.lifecycle import JobStatus
+from storage.records import Job
+
+
+def make_room(db: Database, folder: DataFolder, wanted: Callable[[Job], Wanted]) -> None:
+    """Ask them.
+
+    Args:
+        wanted: the slots that a queued job waits for.
+    """
+    waiting = [job for job in store.queued_jobs(db, "device") if store.is_due(db, job)]
+    if not waiting:
+        return
+    active = store.active_jobs(db)
+    taken = {slot for job in active if job.status is not JobStatus.STOPPING for slot in job.slots}
+    for job in waiting:
+        slots, count = wanted(job)
+        coming = [slot for slot in slots if slot not in taken]  # free, or about to be
+        taken.update(coming[:count])  # kept for this job
+        missing = count - len(coming)
+        if missing <= 0:
+            continue
+        idle = [
+            other
+            for other in active
+            if other.kind == "serve" and set(other.slots) & set(slots) and not is_serving(folder, other)
+        ]
+        if len(idle) >= missing:
+            for other in idle[:missing]:
+                store.move(db, other.id, JobStatus.STOPPING, f"left its device to job {job.id}")
+                RunFolder(folder.run(other.id)).ask_to_stop()
+            return
+
+
+def is_serving(folder: DataFolder, job: Job) -> bool:
+    """Whether a chat model must not be asked to leave: it answers somebody, loads, or is leaving."""
+    if job.status is not JobStatus.RUNNING or job.port is None:
+        return True
+    connection = http.client.HTTPConnection("127.0.0.1", job.port, timeout=2)
+    try:
+        connection.request("GET", "/health", headers={"Authorization": f"Bearer {serve_key(folder, job.id)}"})
+        return bool(json.loads(connection.getresponse().read()).get("busy", True))
+    except TimeoutError:  # it has no time to answer: it is at work
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
