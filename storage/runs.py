@@ -195,7 +195,9 @@ def run_choices(db: Database, kinds: Sequence[str]) -> RunChoices:
 
 
 def _conditions(kinds: Sequence[str], where: RunFilter) -> tuple[str, list[str | int]]:
-    conditions, values = [f"j.kind IN ({marks(kinds)})"], list[str | int](kinds)
+    # A trial step has nothing to compare.
+    conditions = [f"j.kind IN ({marks(kinds)})", "NOT coalesce(json_extract(j.config, '$.only_trial'), 0)"]
+    values = list[str | int](kinds)
     for condition, value in (
         ("d.name = ?", where.dataset),
         ("json_extract(j.config, '$.model') = ?", where.base),

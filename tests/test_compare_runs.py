@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ def training(
         world.db, kind=kind, config=frozen, user="ada", slot_kind="device", dataset_id=dataset, sweep=sweep
     )
     store.move(world.db, job.id, JobStatus.STARTING)
+    store.move(world.db, job.id, JobStatus.DONE)
     return job
 
 
@@ -259,6 +261,19 @@ def test_the_report_does_not_sway_the_mark() -> None:
 def test_nothing_is_best_alone() -> None:
     assert compare([made_up(1, heldout_reward_accuracy=0.9), made_up(2)]).best == frozenset()
     assert compare([]).best == frozenset()
+
+
+def test_only_what_is_done_can_be_best() -> None:
+    better = made_up(3, heldout_reward_accuracy=1.0)
+    unfinished = replace(better, job=replace(better.job, status=JobStatus.RUNNING))
+    known = [made_up(1, heldout_reward_accuracy=0.9), made_up(2, heldout_reward_accuracy=0.8)]
+    assert compare([*known, unfinished]).best == {1}
+
+
+def test_a_trial_step_is_no_run(world: World) -> None:
+    training(world, only_trial=True)
+    run = training(world)
+    assert [found.job.id for found in list_runs(world.db, KINDS)[0]] == [run.id]
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), max_size=12), st.sampled_from(["reward_margin", "loss"]))

@@ -125,9 +125,10 @@ def test_offering_choices_keeps_a_value_that_is_among_them() -> None:
     component = form.component("name")
     assert form.offer("name", [("A", "a"), ("B", "b")], "b")[component]["value"] == "b"
     assert form.offer("name", [("A", "a"), ("B", "b")], "")[component]["value"] == "a"
-    gone = form.offer("name", [("A", "a"), ("B", "b")], "gone")[component]["value"]
-    assert gone is None, "what was asked for and is gone never becomes something else in silence"
-    assert form.offer("name", [], "gone")[component]["value"] is None
+    for choices in ([("A", "a"), ("B", "b")], []):
+        gone = form.offer("name", choices, "gone")[component]
+        assert gone["value"] == "gone", "what was asked for and is gone never becomes something else in silence"
+        assert gone["choices"] == [*choices, ("gone (not there any more)", "gone")]
 
 
 def test_what_is_said_of_one_field_at_once_comes_together() -> None:

@@ -318,7 +318,9 @@ def test_the_page_opens_on_each_method(world: World, context: Context) -> None:
         assert updates[labels["Data set"]]["value"] == "first"
         assert updates[labels["Start from"]]["choices"] == [("none: the base itself", "")]
     request = SimpleNamespace(query_params={"kind": "sft", "dataset": "gone"}, username="ada")
-    assert handler(built, "opening")(request)[labels["Data set"]]["value"] is None
+    offered = handler(built, "opening")(request)[labels["Data set"]]
+    assert offered["value"] == "gone"
+    assert offered["choices"][-1] == ("gone (not there any more)", "gone")
 
 
 def test_another_method_keeps_what_was_typed_but_for_its_learning_rate(world: World, context: Context) -> None:

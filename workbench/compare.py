@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.configs import KINDS
+from storage.lifecycle import JobStatus
 from storage.runs import HELDOUT, REPORT, Run
 from workbench.forms import controls_of, flatten
 from workbench.job_views import KIND_NAMES, duration
@@ -116,10 +117,13 @@ def choosable(name: str) -> str:
 
 
 def best_of(runs: Sequence[Run], metric: Metric) -> frozenset[int]:
-    """The jobs with the best held-out value: all that tie; none where fewer than two have it."""
-    values = {
-        run.job.id: run.metrics[HELDOUT + metric.name] for run in runs if HELDOUT + metric.name in run.metrics
-    }
+    """The done jobs with the best held-out value: all that tie; none where fewer than two have it.
+
+    One that is at work may have its best behind it, and one that failed has left no adapter to choose.
+    """
+    name = HELDOUT + metric.name
+    done = [run for run in runs if run.job.status is JobStatus.DONE]
+    values = {run.job.id: run.metrics[name] for run in done if name in run.metrics}
     if len(values) < 2:
         return frozenset()
     best = max(values.values()) if metric.better == "higher" else min(values.values())

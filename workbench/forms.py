@@ -135,10 +135,12 @@ class Form:
         known = [choice[1] for choice in choices]
         component = self.component(path)
         free = bool(getattr(component, "allow_custom_value", False))
-        asked = value not in (None, "")
-        # What was asked for and is gone is left open: the first choice would be something else in silence.
-        kept = value if value in known or (free and asked) else (known[0] if known and not asked else None)
-        return {component: gr.update(choices=list(choices), value=kept)}
+        if value in (None, ""):
+            return {component: gr.update(choices=list(choices), value=known[0] if known else None)}
+        # What was asked for and is gone stays named: in its place an empty field, or the first choice, would mean
+        # something else in silence (no adapter is the base). Whoever starts the job is told what is missing.
+        gone = [] if value in known or free else [(f"{value} (not there any more)", value)]
+        return {component: gr.update(choices=[*choices, *gone], value=value)}
 
     def show(self, paths: Iterable[str], visible: bool) -> dict[Any, Any]:
         """Updates that show these fields or hide them; a hidden field keeps its value."""
