@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -318,14 +318,17 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         real(self, reason)
 
     class Endless:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.finished = False
+        def __init__(self, model: Any, rows: Any, asked: Sequence[Any], *_: Any) -> None:
+            self.open = set(range(len(asked)))
+
+        def stop(self, column: int) -> None:
+            self.open.remove(column)
 
         def step(self) -> list[tuple[int, int]]:
             time.sleep(0.01)
-            return [(0, 65)]
+            return [(column, 65) for column in sorted(self.open)]
 
-    monkeypatch.setattr(chat, "Decoding", Endless)
+    monkeypatch.setattr(chat, "Columns", Endless)
     monkeypatch.setattr(chat._Talk, "end", end)
     return ended
 

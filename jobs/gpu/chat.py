@@ -1,4 +1,4 @@
-"""The chat's engine: columns over one base, each with its own adapter, decoded in turn, token by token.
+"""The chat's engine: columns over one base, each with its own adapter, decoded as one batch.
 
 Free of HTTP. All use of the model happens in one thread, one request at a time; the others wait in line.
 """
@@ -16,10 +16,13 @@ import torch
 
 from jobs.gpu.answering import Answerer, stock_answers
 from jobs.gpu.chat_requests import ChatRequest, Column, Message, as_chat
+from jobs.gpu.columns import Asked, Columns
 from jobs.gpu.decoding import CacheUnfit, Decoding, Sampling, noise_seed
+from jobs.gpu.kept_prompts import KeptPrompts
 from jobs.gpu.loading import Loaded
 from jobs.gpu.lora import speaking
 from jobs.gpu.prompts import encode, lengths
+from jobs.gpu.row_adapters import RowAdapters
 from jobs.gpu.spelling import Spelling
 from jobs.steerlm import with_attributes
 from storage.errors import NotFound, PlumbError, UserError
@@ -49,6 +52,7 @@ class ChatEngine:
 
         {"request": id}
         {"waiting": n}                                    n requests are before this one; again when n changes
+        {"column": id, "apart": reason}                   it answers after the others: it can't share their batch
         {"column": id, "delta": text}                     columns interleaved
         {"column": id, "done": "stop" | "length" | "stopped", "tokens": n}
         {"error": text}                                   instead of what is missing
@@ -73,6 +77,8 @@ class ChatEngine:
         self._adapters = dict(adapters)
         self._steered = frozenset(steered)
         self._answerer = Answerer(model, loaded.processor, note)
+        self._rows = RowAdapters(model)
+        self._kept = KeptPrompts()
         self._changed = threading.Condition()
         self._line: deque[Ticket] = deque()
         self._current: Ticket | None = None
@@ -193,10 +199,10 @@ class ChatEngine:
             talk.inputs = prompts[asked]
         if self._answerer.own_loop:
             try:
-                self._interleave(talks, sampling)
+                self._together(talks, sampling)
                 return
             except CacheUnfit:
-                pass  # found at the first prefill, before anything was said
+                pass  # found when the first prompt was read, before anything was said
         self._one_by_one(talks, sampling)
 
     def _prompt(self, messages: tuple[Message, ...], steered: bool, room: int) -> Mapping[str, Any]:
@@ -210,30 +216,47 @@ class ChatEngine:
             )
         return self._answerer.on_device(inputs)
 
-    def _interleave(self, talks: list[_Talk], sampling: Sampling) -> None:
-        """One token of each column in turn, so that both sides grow before the reader's eyes."""
-        # The same noise on every side: what differs comes from the adapter.
-        seeds = [noise_seed(sampling.seed, "chat", 0)]
-        open_talks = []
-        for talk in talks:
-            decoding = Decoding(self._model, talk.inputs, seeds, sampling, self._answerer.ends)
-            open_talks.append((talk, decoding))
-        while open_talks:
-            for talk, decoding in list(open_talks):
-                if talk.stopped:
-                    talk.end("stopped")
-                    open_talks.remove((talk, decoding))
-                    continue
-                with speaking(self._model, self._name(talk)):
+    def _together(self, talks: list[_Talk], sampling: Sampling) -> None:
+        """All columns as one batch; those that can't share it come after, one by one."""
+        apart = [talk for talk in talks if self._refusal(talk)]
+        for talk in apart:
+            talk.tell_apart(self._refusal(talk))
+        batched = [talk for talk in talks if talk not in apart]
+        if batched:
+            with speaking(self._model, None):  # the base's own modules; the rows' adapters speak for themselves
+                self._decode(batched, sampling)
+        for talk in apart:
+            decoding = Decoding(self._model, talk.inputs, [_noise(sampling)], sampling, self._answerer.ends)
+            with speaking(self._model, self._name(talk)):
+                while not decoding.finished and not talk.stopped:
                     for _, token in decoding.step():
                         talk.say(token)
-                if decoding.finished:
-                    talk.end(decoding.answers[0].finish)
-                    open_talks.remove((talk, decoding))
+            talk.end(decoding.answers[0].finish if decoding.finished else "stopped")
+
+    def _decode(self, talks: list[_Talk], sampling: Sampling) -> None:
+        asked = [Asked(self._name(talk), talk.inputs) for talk in talks]
+        # The same noise on every side: what differs comes from the adapter.
+        columns = Columns(
+            self._model, self._rows, asked, self._kept, sampling, _noise(sampling), self._answerer.ends
+        )
+        speaks = dict(enumerate(talks))
+        while speaks:
+            for number, talk in list(speaks.items()):
+                if talk.stopped:
+                    columns.stop(number)
+                    speaks.pop(number).end("stopped")
+            for number, token in columns.step():
+                speaks[number].say(token)
+            for number in [number for number in speaks if number not in columns.open]:
+                speaks.pop(number).end(columns.answers[number].finish)
+
+    def _refusal(self, talk: _Talk) -> str:
+        """Why a column can't share the others' batch, or ""; without an image nobody needs a projector."""
+        return self._rows.refusal(self._name(talk)) if "pixel_values" in talk.inputs else ""
 
     def _one_by_one(self, talks: list[_Talk], sampling: Sampling) -> None:
         """Through transformers' generate, for models that our loop can't hold."""
-        seed = noise_seed(sampling.seed, "chat", 0)
+        seed = _noise(sampling)
         for talk in talks:
 
             def hear(tokens: torch.Tensor, talk: _Talk = talk) -> None:
@@ -256,6 +279,10 @@ class ChatEngine:
         return None if talk.column.adapter is None else self._adapters[talk.column.adapter]
 
 
+def _noise(sampling: Sampling) -> int:
+    return noise_seed(sampling.seed, "chat", 0)
+
+
 class _Halt(Exception):
     """Leaves transformers' generate."""
 
@@ -273,6 +300,9 @@ class _Talk:
     @property
     def stopped(self) -> bool:
         return self._ticket.is_stopped(self.column.id)
+
+    def tell_apart(self, reason: str) -> None:
+        self._ticket.emit({"column": self.column.id, "apart": reason})
 
     def say(self, token: int) -> None:
         self._tokens += 1
