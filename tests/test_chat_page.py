@@ -250,6 +250,14 @@ def test_an_answer_without_a_word_leaves_the_question_open(world: World, context
     assert len(server.requests[1]["columns"][0]["messages"]) == 1
 
 
+def test_a_column_that_answers_after_the_other_says_why(world: World, context: Context) -> None:
+    reason = "it trained the projector too"
+    with serving(context, [{"column": "right", "apart": reason}, *says("Red.", "Round.")]):
+        views = ask(context, "what is it?")
+    assert any(f"The right one answers after the other: {reason}." in view.status for view in views)
+    assert "answers after" not in views[-1].status
+
+
 def test_an_error_of_one_column_leaves_the_other_alone(world: World, context: Context) -> None:
     script = [*says("Red.", "Half")[:2], {"column": "right", "error": "No more."}, *says("Red.", "x")[2:3]]
     with serving(context, script):

@@ -17,7 +17,8 @@ import httpx
 from sqlite_utils import Database
 
 from jobs.keys import serve_key
-from jobs.queue import stop, submit
+from jobs.queue import submit
+from jobs.steering import stop, waits_for
 from storage.adapters import list_adapters
 from storage.errors import Conflict, PlumbError
 from storage.jobs import active_jobs, get_job, list_jobs, queue_position
@@ -71,12 +72,20 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """A column answers after the others, since it can't share their batch."""
+
+    column: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Failed:
     text: str
     column: str | None = None
 
 
-Event = Delta | Done | Line | Failed
+Event = Delta | Done | Line | Apart | Failed
 
 
 class ModelGone(PlumbError):
@@ -172,6 +181,8 @@ def look_at(context: Context, job_id: int) -> Waiting | Ready:
             raise PlumbError(f"The model's process (job {job.id}) is not there: {reason} Send your message again.")
         if job.status is JobStatus.QUEUED:
             number = queue_position(db, job)
+            if why := waits_for(db, job):
+                return Waiting(f"The model is number {number} in the queue, and waits: {why}.", job.id)
             blocker = next((other for other in active_jobs(db) if other.slot_kind == "device"), None)
             if blocker is None:
                 return Waiting(f"The model waits for its device, number {number} in the queue.", job.id)
@@ -246,6 +257,8 @@ def read_event(line: str) -> Event | None:
         return Delta(str(column), str(found["delta"]))
     if column is not None and "done" in found:
         return Done(str(column), str(found["done"]), int(found.get("tokens", 0)))
+    if column is not None and "apart" in found:
+        return Apart(str(column), str(found["apart"]))
     return Line(int(found["waiting"])) if "waiting" in found else None
 
 

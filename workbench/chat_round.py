@@ -15,6 +15,7 @@ from storage.errors import DatabaseBusy, PlumbError
 from storage.records import Conversation
 from workbench import chat_view
 from workbench.chat_client import (
+    Apart,
     Delta,
     Done,
     Event,
@@ -102,6 +103,7 @@ class _Round:
     cast: Cast
     answers: tuple[_Answer, _Answer] = field(default_factory=lambda: (_Answer(), _Answer()))
     ahead: int = 0
+    apart: dict[str, str] = field(default_factory=dict)  #: why a column answers after the other
     spoke: bool = False
     kept: bool = False  # the answers are stored
 
@@ -109,6 +111,8 @@ class _Round:
         match event:
             case Line():
                 self.ahead = event.ahead
+            case Apart():
+                self.apart[event.column] = event.reason
             case Delta():
                 self.ahead = 0
                 self.answers[COLUMNS.index(event.column)].text += event.text
@@ -143,7 +147,8 @@ class _Round:
             return chat_view.note(
                 f"{self.ahead} other message{'s' if self.ahead > 1 else ''} come first.", busy=True
             )
-        return chat_view.note("Answering …", busy=True)
+        told = " ".join(f"The {column} one answers after the other: {why}." for column, why in self.apart.items())
+        return chat_view.note(f"Answering … {told}".strip(), busy=True)
 
     def summary(self) -> str:
         problems = list(dict.fromkeys(answer.problem for answer in self.answers if answer.problem))
