@@ -33,6 +33,7 @@ from storage import jobs as store
 from storage.chats import get_conversation, list_conversations
 from storage.errors import NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
+from storage.records import METRICS
 from workbench import chat_view
 from workbench.chat_client import Waiting, find_process, look_at, read_event, start_process
 from workbench.chat_desk import (
@@ -248,6 +249,31 @@ def test_an_answer_without_a_word_leaves_the_question_open(world: World, context
         )
     assert texts(again[-1], 1) == ["What is it?", "Round."]
     assert len(server.requests[1]["columns"][0]["messages"]) == 1
+
+
+def test_what_is_left_of_the_models_context_is_told(world: World, context: Context) -> None:
+    lengths = [
+        {"column": "left", "prompt": 90, "context": 200},
+        {"column": "right", "prompt": 100, "context": 200},
+    ]
+    with serving(context, [*lengths, *says("Red.", "It is round.")]):
+        last = ask(context, "what is it?")[-1]
+    assert "97 tokens left in this conversation" in last.status
+
+
+def test_the_system_prompt_and_the_attributes_are_sent_and_kept(world: World, context: Context) -> None:
+    from jobs.gpu.chat_requests import ChatRequest
+
+    with serving(context, says("Red.", "Round.")) as server:
+        ask(context, "what is it?", system=" Be brief. ", verbosity=1)
+    (sent,) = server.requests
+    assert sent["columns"][0]["messages"][0] == {
+        "role": "system",
+        "content": [{"type": "text", "text": "Be brief."}],
+    }
+    assert sent["attributes"] == {**dict.fromkeys(METRICS, 4), "verbosity": 1}
+    assert ChatRequest.model_validate(sent).attributes.verbosity == 1
+    assert stored(world).settings["verbosity"] == 1
 
 
 def test_a_column_that_answers_after_the_other_says_why(world: World, context: Context) -> None:

@@ -100,11 +100,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
         engine.close()
 
 
-def answers(engine: Any, text: str) -> tuple[str, str]:
+def answers(engine: Any, text: str, **changes: Any) -> tuple[str, str]:
     from jobs.gpu.chat_requests import ChatRequest
 
     heard = Heard()
-    engine.submit(ChatRequest.model_validate(body(messages=[said(text, coded("red"))])), heard)
+    engine.submit(ChatRequest.model_validate(body(messages=[said(text, coded("red"))], **changes)), heard)
     assert heard.over.wait(60)
     assert not [event for event in heard.events if "error" in event]
     return heard.text("left"), heard.text("right")
@@ -116,6 +116,13 @@ def test_the_chat_asks_a_steerlm_adapter_with_it_and_the_base_without(engines: t
     assert left == answers(plain, "what?")[0], "the base is asked as ever"
     assert right == answers(plain, f"what?\n{SENTENCE}\n{BEST}")[1]
     assert right != answers(plain, "what?")[1]
+
+
+def test_the_chat_asks_it_for_other_values_where_the_person_wants_them(engines: tuple[Any, Any]) -> None:
+    steered, plain = engines
+    left, right = answers(steered, "what?", attributes={"verbosity": 0, "complexity": 1})
+    wanted = "Helpfulness:4,Correctness:4,Coherence:4,Complexity:1,Verbosity:0"
+    assert (left, right) == (answers(plain, "what?")[0], answers(plain, f"what?\n{SENTENCE}\n{wanted}")[1])
 
 
 def test_the_serve_job_knows_which_adapters_to_steer(

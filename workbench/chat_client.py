@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from sqlite_utils import Database
 
+from jobs.as_trained import AUTO, KEPT, alike
 from jobs.keys import serve_key
 from jobs.queue import submit
 from jobs.steering import stop, waits_for
@@ -72,6 +73,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Length:
+    """How many tokens a column's prompt has, and how many the model takes; None where nobody knows."""
+
+    column: str
+    tokens: int
+    context: int | None
+
+
+@dataclass(frozen=True)
 class Apart:
     """A column answers after the others, since it can't share their batch."""
 
@@ -85,7 +95,7 @@ class Failed:
     column: str | None = None
 
 
-Event = Delta | Done | Line | Apart | Failed
+Event = Delta | Done | Line | Length | Apart | Failed
 
 
 class ModelGone(PlumbError):
@@ -100,10 +110,12 @@ def find_process(db: Database, model: str, adapters: Sequence[int]) -> Job | Non
 def start_process(context: Context, db: Database, user: str, model: str, adapters: Sequence[int]) -> Job:
     """Submit a `serve` job with all adapters of the base, so that switching between them needs no new start.
 
+    All of them that were trained with the same images and system prompt, that is: a process asks them alike.
+
     One of the same base that lacks an adapter is stopped: it would hold the device for nothing. Whoever calls
     this has seen that no answer comes from it.
     """
-    held = sorted({*adapters, *(adapter.id for adapter in list_adapters(db, model))})
+    held = alike(db, list_adapters(db, model), adapters)
     old_ones = [job for job in _open_jobs(db, model) if _lacks(job, held)]
     started = submit(db, context.settings, "serve", {"model": model, "adapters": held}, user)
     for old in old_ones:  # only now: where nothing could be submitted, the old one goes on
@@ -119,7 +131,10 @@ def _open_jobs(db: Database, model: str) -> list[Job]:
 
 
 def _lacks(job: Job, adapters: Sequence[int]) -> bool:
-    return not set(adapters) <= set(job.config.get("adapters") or ())
+    held = set(job.config.get("adapters") or ())
+    # A process that asks its adapters as they were trained doesn't ask the base alone as anybody else would.
+    strange = bool(held) and any(job.config.get(name, AUTO) != AUTO for name in KEPT)
+    return not set(adapters) <= held or (not adapters and strange)
 
 
 async def ready_process(
@@ -204,7 +219,7 @@ async def stream(
 
     Args:
         columns: {id, adapter, messages} each; images of messages as base64.
-        decoding: temperature, top_p, seed, max_new_tokens.
+        decoding: temperature, top_p, seed, max_new_tokens, attributes.
 
     Raises:
         ModelGone: nobody listens on the port.
@@ -257,6 +272,8 @@ def read_event(line: str) -> Event | None:
         return Delta(str(column), str(found["delta"]))
     if column is not None and "done" in found:
         return Done(str(column), str(found["done"]), int(found.get("tokens", 0)))
+    if column is not None and "prompt" in found:
+        return Length(str(column), int(found["prompt"]), found.get("context"))
     if column is not None and "apart" in found:
         return Apart(str(column), str(found["apart"]))
     return Line(int(found["waiting"])) if "waiting" in found else None

@@ -18,7 +18,7 @@ from storage.chats import add_turn, get_conversation, start_conversation
 from storage.database import immediate
 from storage.errors import Conflict, PlumbError, UserError
 from storage.images import ensure_image_file, get_images, image_path
-from storage.records import Conversation, Part, Turn
+from storage.records import HIGHEST, METRICS, Conversation, Part, Turn
 from workbench import chat_view
 from workbench.chat_client import Ready, find_process, look_at
 from workbench.chat_view import ChatMessage
@@ -38,6 +38,17 @@ class Decoding(BaseModel):
     top_p: float = Field(1.0, gt=0.0, le=1.0, title="Top-p")
     seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="the same on both sides")
     max_new_tokens: int = Field(128, ge=1, le=4096, title="Longest answer", description="tokens")
+    system: str = Field("", max_length=4000, title="System prompt", description="empty: the model's own, if any")
+    helpfulness: int = Field(HIGHEST, ge=0, le=HIGHEST, title="Helpfulness")
+    correctness: int = Field(HIGHEST, ge=0, le=HIGHEST, title="Correctness")
+    coherence: int = Field(HIGHEST, ge=0, le=HIGHEST, title="Coherence")
+    complexity: int = Field(HIGHEST, ge=0, le=HIGHEST, title="Complexity")
+    verbosity: int = Field(HIGHEST, ge=0, le=HIGHEST, title="Verbosity")
+
+    def asked(self) -> dict[str, Any]:
+        """As the model's process takes them (jobs/gpu/chat_requests.py); the system prompt is a message there."""
+        values = self.model_dump(exclude={"system", *METRICS})
+        return values | {"attributes": {metric: getattr(self, metric) for metric in METRICS}}
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ def store_answers(
             )
 
 
-def history(context: Context, turns: Sequence[Turn], column: int) -> list[dict[str, Any]]:
+def history(context: Context, turns: Sequence[Turn], column: int, system: str = "") -> list[dict[str, Any]]:
     """The messages that a column's model sees: all questions, its own answers, images as base64.
 
     A question that got no answer here is put together with the next one, because chat templates want the
@@ -167,6 +178,8 @@ def history(context: Context, turns: Sequence[Turn], column: int) -> list[dict[s
         wanted = [part["image"] for turn in turns for part in turn.content if part["type"] == "image"]
         images = get_images(db, wanted)
     messages: list[dict[str, Any]] = []
+    if system.strip():
+        messages.append({"role": "system", "content": [{"type": "text", "text": system.strip()}]})
     for turn in turns:
         if turn.role == "user":
             content = [_sent(context, part, images) for part in turn.content]

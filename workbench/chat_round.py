@@ -20,6 +20,7 @@ from workbench.chat_client import (
     Done,
     Event,
     Failed,
+    Length,
     Line,
     ModelGone,
     Ready,
@@ -103,6 +104,7 @@ class _Round:
     cast: Cast
     answers: tuple[_Answer, _Answer] = field(default_factory=lambda: (_Answer(), _Answer()))
     ahead: int = 0
+    lengths: dict[str, tuple[int, int | None]] = field(default_factory=dict)  #: prompt and context, in tokens
     apart: dict[str, str] = field(default_factory=dict)  #: why a column answers after the other
     spoke: bool = False
     kept: bool = False  # the answers are stored
@@ -111,6 +113,8 @@ class _Round:
         match event:
             case Line():
                 self.ahead = event.ahead
+            case Length():
+                self.lengths[event.column] = (event.tokens, event.context)
             case Apart():
                 self.apart[event.column] = event.reason
             case Delta():
@@ -159,7 +163,17 @@ class _Round:
             for name, answer in zip(COLUMNS, self.answers, strict=True)
             if answer.tokens
         )
-        return chat_view.note(counts)
+        return chat_view.note(" · ".join(filter(None, (counts, self._left()))))
+
+    def _left(self) -> str:
+        """How much of the model's context the fuller column leaves to the conversation; "" where unknown."""
+        left = [
+            context - prompt - answer.tokens
+            for name, answer in zip(COLUMNS, self.answers, strict=True)
+            for prompt, context in [self.lengths.get(name, (0, None))]
+            if context is not None
+        ]
+        return f"{max(0, min(left)):,} tokens left in this conversation" if left else ""
 
 
 async def send(
@@ -267,12 +281,12 @@ async def _converse(
                 {
                     "id": name,
                     "adapter": adapter,
-                    "messages": await asyncio.to_thread(history, context, turns, number),
+                    "messages": await asyncio.to_thread(history, context, turns, number, decoding.system),
                 }
                 for number, (name, adapter) in enumerate(zip(COLUMNS, round_.cast.adapters, strict=True))
             ]
             round_.spoke = True
-            source = stream(context, ready, columns, decoding.model_dump())
+            source = stream(context, ready, columns, decoding.asked())
             try:
                 async with aclosing(paced(source, halt)) as frames:
                     async for frame in frames:

@@ -52,6 +52,7 @@ class ChatEngine:
 
         {"request": id}
         {"waiting": n}                                    n requests are before this one; again when n changes
+        {"column": id, "prompt": n, "context": m}         tokens of its prompt, of m that the model takes (or null)
         {"column": id, "apart": reason}                   it answers after the others: it can't share their batch
         {"column": id, "delta": text}                     columns interleaved
         {"column": id, "done": "stop" | "length" | "stopped", "tokens": n}
@@ -195,8 +196,9 @@ class ChatEngine:
         for talk in talks:
             asked = request.of(talk.column), talk.column.adapter in self._steered
             if asked not in prompts:
-                prompts[asked] = self._prompt(*asked, request.max_new_tokens)
+                prompts[asked] = self._prompt(request, *asked)
             talk.inputs = prompts[asked]
+            talk.tell_length(lengths(talk.inputs)[0], self._loaded.context)
         if self._answerer.own_loop:
             try:
                 self._together(talks, sampling)
@@ -205,8 +207,11 @@ class ChatEngine:
                 pass  # found when the first prompt was read, before anything was said
         self._one_by_one(talks, sampling)
 
-    def _prompt(self, messages: tuple[Message, ...], steered: bool, room: int) -> Mapping[str, Any]:
-        chat = with_attributes(as_chat(messages)) if steered else as_chat(messages)
+    def _prompt(self, request: ChatRequest, messages: tuple[Message, ...], steered: bool) -> Mapping[str, Any]:
+        chat = as_chat(messages)
+        if steered:
+            chat = with_attributes(chat, request.attributes.model_dump())
+        room = request.max_new_tokens
         inputs = encode(self._loaded.processor, [chat])
         context, (length,) = self._loaded.context, lengths(inputs)
         if context is not None and length + room > context:
@@ -300,6 +305,9 @@ class _Talk:
     @property
     def stopped(self) -> bool:
         return self._ticket.is_stopped(self.column.id)
+
+    def tell_length(self, tokens: int, context: int | None) -> None:
+        self._ticket.emit({"column": self.column.id, "prompt": tokens, "context": context})
 
     def tell_apart(self, reason: str) -> None:
         self._ticket.emit({"column": self.column.id, "apart": reason})

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.gpu.prompts import Messages, with_images
 from storage.errors import UserError
+from storage.records import HIGHEST
 
 
 class _Strict(BaseModel):
@@ -47,6 +48,16 @@ class Column(_Strict):
     messages: tuple[Message, ...] | None = None
 
 
+class Attributes(_Strict):
+    """What a SteerLM adapter is asked for, 0 to 4 each (paper.md, section 4); other columns never see it."""
+
+    helpfulness: int = Field(HIGHEST, ge=0, le=HIGHEST)
+    correctness: int = Field(HIGHEST, ge=0, le=HIGHEST)
+    coherence: int = Field(HIGHEST, ge=0, le=HIGHEST)
+    complexity: int = Field(HIGHEST, ge=0, le=HIGHEST)
+    verbosity: int = Field(HIGHEST, ge=0, le=HIGHEST)
+
+
 class ChatRequest(_Strict):
     """One turn to be answered by every column."""
 
@@ -57,6 +68,7 @@ class ChatRequest(_Strict):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     max_new_tokens: int = Field(256, ge=1, le=4096)
+    attributes: Attributes = Field(default_factory=Attributes)
 
     @model_validator(mode="after")
     def _whole(self) -> ChatRequest:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from storage.chats import get_conversation, list_conversations
 from storage.errors import NotFound, PlumbError
+from storage.records import HIGHEST, METRICS
 from workbench import chat_view
 from workbench.chat_desk import (
     Cast,
@@ -52,6 +53,8 @@ Write below; add images if you like. The left column answers with the base, the 
 
 def build(context: Context) -> gr.Blocks:
     controls = controls_of(Decoding)
+    plain = [control for control in controls if control.path not in METRICS]
+    steering = [control for control in controls if control.path in METRICS]
     with gr.Blocks(title="Chat · Plumb", analytics_enabled=False) as page:
         conversation = gr.State(None)
         with gr.Row(elem_classes="plumb-split plumb-chat"):
@@ -66,7 +69,13 @@ def build(context: Context) -> gr.Blocks:
                     elem_id="chat-model",
                 )
                 with gr.Accordion("Settings of the answers", open=False, elem_classes="plumb-narrow"):
-                    form = build_form(controls, [control.path for control in controls])
+                    form = build_form(plain, [control.path for control in plain])
+                with gr.Accordion("Asked of SteerLM adapters", open=False, elem_classes="plumb-narrow"):
+                    sliders = [
+                        gr.Slider(0, HIGHEST, step=1, value=HIGHEST, label=control.title, interactive=True)
+                        for control in steering
+                    ]
+                    form = Form((*plain, *steering), (*form.components, *sliders), form.groups)
                 talks = gr.HTML(js_on_load=_CHOOSE_JS, apply_default_css=False, elem_id="chat-talks")
             with gr.Column(scale=5, min_width=480):
                 with gr.Row(equal_height=True):
