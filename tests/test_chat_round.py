@@ -331,7 +331,7 @@ def test_a_busy_database_is_told_when_turning_to_another_conversation(
     monkeypatch.setattr(page, "model_state", busy)
     monkeypatch.setattr(page, "default_cast", busy)
     event = SimpleNamespace(_data={"conversation": 1})
-    arguments = (event, request()) if name == "choosing" else ("demo", "base", "base", request())
+    arguments = (event, request()) if name == "choosing" else (None, "demo", "base", "base", request())
     updates = asyncio.run(found(*arguments))
     assert "held by another process" in shown(updates)
 

@@ -99,6 +99,7 @@ def store_question(
     files: Sequence[str],
     cast: Cast,
     decoding: Decoding,
+    blind: bool = False,
 ) -> int:
     """Store a user's turn, in a new conversation if there is none yet; returns the conversation's id.
 
@@ -117,6 +118,7 @@ def store_question(
         with immediate(db):  # two tabs may ask at once: each question gets its own place
             if conversation_id is None:
                 settings = {"model": cast.model, "adapters": list(cast.adapters), **decoding.model_dump()}
+                settings |= {"blind": True} if blind else {}
                 conversation_id = start_conversation(db, user, settings)
             known = get_conversation(db, conversation_id, user)  # also: whose it is
             add_turn(db, conversation_id, question_position(known), "user", parts)

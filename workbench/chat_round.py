@@ -186,8 +186,12 @@ async def send(
     files: Sequence[str],
     cast: Cast,
     values: Mapping[str, Any],
+    blind: bool = False,
 ) -> AsyncGenerator[View]:
     """Store the question, then have it answered.
+
+    Args:
+        blind: a conversation that begins with it keeps its names secret until its owner has voted.
 
     Raises:
         PlumbError: the question could not be stored, or has vanished since.
@@ -195,7 +199,7 @@ async def send(
     decoding = check_decoding(values)
     check_message(text, files, cast.model)
     await stops.abandon(session)  # an answer that still runs here belongs above this question
-    arguments = (context, user, conversation_id, text, files, cast, decoding)
+    arguments = (context, user, conversation_id, text, files, cast, decoding, blind)
     stored = await asyncio.to_thread(store_question, *arguments)
     async with aclosing(answer_last(context, stops, session, user, stored, cast, decoding)) as views:
         async for view in views:

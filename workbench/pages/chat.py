@@ -30,9 +30,17 @@ from workbench.chat_round import Stops, answer_last, send
 from workbench.context import Context
 from workbench.events import CONCURRENCY, read_id, told
 from workbench.forms import Form, build_form, collect, controls_of
+from workbench.vote_desk import HIDDEN, hidden_cast, is_hidden, shuffled
+from workbench.vote_panel import VotePanel, standings_panel
 
 # An answer may wait for a training: many may wait at once, and none of them does anything meanwhile.
 ANSWERS_AT_ONCE = 64
+
+QUIET: dict[str, Any] = {
+    "concurrency_limit": CONCURRENCY,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
 
 _CHOOSE_JS = """
 element.addEventListener('click', (event) => {
@@ -76,11 +84,18 @@ def build(context: Context) -> gr.Blocks:
                         for control in steering
                     ]
                     form = Form((*plain, *steering), (*form.components, *sliders), form.groups)
+                blind = gr.Checkbox(
+                    False,
+                    label="Blind",
+                    info="a new conversation hides and shuffles the names until you vote",
+                    elem_id="chat-blind",
+                )
                 talks = gr.HTML(js_on_load=_CHOOSE_JS, apply_default_css=False, elem_id="chat-talks")
             with gr.Column(scale=5, min_width=480):
                 with gr.Row(equal_height=True):
                     sides = [_side(name) for name in ("left", "right")]
                 status = gr.HTML(apply_default_css=False, elem_id="chat-status")
+                votes = VotePanel()
                 with gr.Row(elem_classes="plumb-ask"):
                     box = gr.MultimodalTextbox(
                         file_types=["image"],
@@ -96,8 +111,9 @@ def build(context: Context) -> gr.Blocks:
                     with gr.Column(scale=0, min_width=110):
                         stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="chat-stop")
                         again = gr.Button("Try again", size="md", visible=False, elem_id="chat-again")
+                standings_panel(context, QUIET)
         speakers, logs = (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
-        parts = _Parts(conversation, model, form, talks, speakers, logs, status, box, stop, again)
+        parts = _Parts(conversation, model, form, talks, speakers, logs, status, box, stop, again, blind, votes)
         _wire(context, page, parts, new)
     return page
 
@@ -142,6 +158,8 @@ class _Parts:
     box: Any
     stop: Any
     again: Any
+    blind: Any
+    votes: VotePanel
 
     @property
     def shown(self) -> list[Any]:
@@ -150,6 +168,11 @@ class _Parts:
     @property
     def cast(self) -> list[Any]:
         return [self.model, *self.speakers]
+
+    def hide(self) -> dict[Any, Any]:
+        """Updates that keep it secret who speaks in which column."""
+        hidden = gr.update(choices=[("hidden until you vote", HIDDEN)], value=HIDDEN)
+        return dict.fromkeys(self.speakers, hidden)
 
     def show(self, view: View) -> dict[Any, Any]:
         return {
@@ -164,12 +187,6 @@ class _Parts:
 
 def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
     stops = Stops()
-    quiet: dict[str, Any] = {
-        "concurrency_limit": CONCURRENCY,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-
     # At an event's end Gradio shows its last values again; these change nothing, whatever is shown by then.
     still = {parts.status: gr.skip()}
 
@@ -190,7 +207,7 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
     def turn_to(user: str, conversation_id: int | None, adapter: int | None = None) -> dict[Any, Any]:
         """Updates that open a conversation, or an empty one."""
         settings: dict[str, Any] = {}
-        problem = ""
+        problem, hidden = "", False
         view = View(None, ([], []))
         with context.database() as db:
             try:
@@ -198,6 +215,7 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
                 if conversation_id is not None:
                     found = get_conversation(db, conversation_id, user)
                     cast, view, settings = cast_of(found), opened(found), found.settings
+                    hidden = is_hidden(db, found)
             except PlumbError as error:
                 cast, problem = default_cast(db), chat_view.problem(str(error))
         fields = {
@@ -206,6 +224,7 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         return (
             parts.show(view)
             | cast_updates(cast)
+            | (parts.hide() if hidden else {})
             | parts.form.fill(fields)
             | {parts.talks: talks_of(user, view.conversation, cast)}
             | {parts.status: problem or view.status or model_state(context, cast)}
@@ -219,6 +238,20 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         """Updates that show a conversation without a turn."""
         view = View(None, ([], []), model_state(context, cast))
         return parts.show(view) | {parts.talks: talks_of(user, None, cast)}
+
+    def speakers(user: str, conversation: int | None, model: str, left: str, right: str) -> Cast:
+        """Who shall answer: as the dropdowns say, or as a blind conversation keeps to itself."""
+        if HIDDEN in (left, right):
+            return hidden_cast(context, user, conversation)
+        return Cast.read(model, left, right)
+
+    def fresh_cast(model: str) -> Cast:
+        with context.database() as db:
+            return default_cast(db, model)
+
+    def reveal(user: str, conversation: int | None) -> dict[Any, Any]:
+        """Updates of the dropdowns after a vote: from then on the names are known."""
+        return cast_updates(hidden_cast(context, user, conversation))
 
     def refused(error: PlumbError) -> dict[Any, Any]:
         """What was shown stays; no answer runs in it any more."""
@@ -236,10 +269,16 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         except PlumbError as error:
             return refused(error)
 
-    async def fresh(model: str, left: str, right: str, request: gr.Request) -> dict[Any, Any]:
+    async def fresh(
+        conversation: int | None, model: str, left: str, right: str, request: gr.Request
+    ) -> dict[Any, Any]:
         await stops.abandon(str(request.session_hash))
+        user = context.user(request)
         try:
-            return await asyncio.to_thread(emptied, context.user(request), Cast.read(model, left, right))
+            cast = await asyncio.to_thread(speakers, user, conversation, model, left, right)
+            if HIDDEN in (left, right):  # who spoke stays a secret: the next pair is chosen anew
+                cast = await asyncio.to_thread(fresh_cast, cast.model)
+            return await asyncio.to_thread(emptied, user, cast) | await asyncio.to_thread(cast_updates, cast)
         except PlumbError as error:
             return refused(error)
 
@@ -255,13 +294,19 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         model: str,
         left: str,
         right: str,
+        blind: bool,
         *raw: Any,
     ) -> AsyncIterator[dict[Any, Any]]:
         user = context.user(request)
         try:
-            cast, values = Cast.read(model, left, right), collect(parts.form.controls, raw)
+            cast = await asyncio.to_thread(speakers, user, conversation, model, left, right)
+            values = collect(parts.form.controls, raw)
+            begins_blind = blind and conversation is None
+            if begins_blind:
+                cast = shuffled(cast)
             text, files = message.get("text") or "", list(message.get("files") or ())
-            views = send(context, stops, str(request.session_hash), user, conversation, text, files, cast, values)
+            session = str(request.session_hash)
+            views = send(context, stops, session, user, conversation, text, files, cast, values, begins_blind)
             asked = False
             async with aclosing(views):
                 async for view in views:
@@ -270,18 +315,20 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
                         asked = True
                         updates[parts.box] = {"text": "", "files": []}
                         updates[parts.talks] = await asyncio.to_thread(talks_of, user, view.conversation, cast)
+                        updates |= parts.hide() if begins_blind else {}
                     yield updates
             yield still
         except PlumbError as error:
             yield refused(error)
 
     async def retrying(
-        request: gr.Request, conversation: int | None, model: str, left: str, right: str, *raw: Any
+        request: gr.Request, conversation: int | None, model: str, left: str, right: str, blind: bool, *raw: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         if conversation is None:
             return
         try:
-            cast, decoding = Cast.read(model, left, right), check_decoding(collect(parts.form.controls, raw))
+            cast = await asyncio.to_thread(speakers, context.user(request), conversation, model, left, right)
+            decoding = check_decoding(collect(parts.form.controls, raw))
             session, user = str(request.session_hash), context.user(request)
             views = answer_last(context, stops, session, user, conversation, cast, decoding)
             async with aclosing(views):
@@ -295,12 +342,18 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         stops.stop(str(request.session_hash))
 
     everything = [*parts.shown, *parts.cast, *parts.form.components]
-    settings = [*parts.cast, *parts.form.components]
-    answering = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "once"}
-    page.load(told(opening), None, everything, **quiet)
-    parts.talks.click(choosing, None, everything, **quiet)
-    new.click(fresh, parts.cast, parts.shown, **quiet)
-    parts.model.input(told(recasting), [parts.model], [*parts.cast, parts.status], **quiet)
-    parts.box.submit(asking, [parts.conversation, parts.box, *settings], parts.shown, **answering)
-    parts.again.click(retrying, [parts.conversation, *settings], parts.shown, **answering)
-    parts.stop.click(stopping, None, None, **quiet)
+    settings = [*parts.cast, parts.blind, *parts.form.components]
+    answered = [*parts.shown, *parts.speakers]
+    answering = {**QUIET, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "once"}
+    look = parts.votes.wire(context, parts.conversation, reveal, parts.cast, QUIET)
+    followed = [
+        page.load(told(opening), None, everything, **QUIET),
+        parts.talks.click(choosing, None, everything, **QUIET),
+        new.click(fresh, [parts.conversation, *parts.cast], [*parts.shown, *parts.cast], **QUIET),
+        parts.box.submit(asking, [parts.conversation, parts.box, *settings], answered, **answering),
+        parts.again.click(retrying, [parts.conversation, *settings], parts.shown, **answering),
+    ]
+    for event in followed:
+        event.then(look, [parts.conversation], parts.votes.outputs, **QUIET)
+    parts.model.input(told(recasting), [parts.model], [*parts.cast, parts.status], **QUIET)
+    parts.stop.click(stopping, None, None, **QUIET)

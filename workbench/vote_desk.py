@@ -1,0 +1,116 @@
+"""Votes on the Chat page: what can be voted on, blind casts, pairs of votes. Plain functions above Gradio."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from sqlite_utils import Database
+
+from storage.chats import get_conversation
+from storage.errors import NotFound, PlumbError
+from storage.records import Conversation
+from storage.votes import Vote, cast_vote, duels, make_pair, rounds_of, votes_of
+from workbench import vote_views
+from workbench.chat_desk import Cast, cast_of
+from workbench.context import Context
+from workbench.vote_stats import verdicts
+
+HIDDEN = "hidden"  # what a column's dropdown holds while nobody may know who speaks
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """What can be voted on now.
+
+    Attributes:
+        left_turn: of the last round that both columns answered; None where there is none.
+        vote: one's own vote on it.
+        names: who spoke on the left and on the right; "" while they are hidden.
+        told: what stands below the buttons, as HTML.
+    """
+
+    left_turn: int | None = None
+    vote: Vote | None = None
+    names: str = ""
+    told: str = ""
+
+    @property
+    def pairable(self) -> bool:
+        return self.vote is not None and self.vote.verdict in ("left", "right") and self.vote.pair_id is None
+
+
+def shuffled(cast: Cast, chance: random.Random | None = None) -> Cast:
+    """The same two speakers, each on either side as often as on the other."""
+    left, right = cast.adapters
+    swap = (chance or random.SystemRandom()).random() < 0.5
+    return replace(cast, adapters=(right, left)) if swap else cast
+
+
+def is_hidden(db: Database, conversation: Conversation) -> bool:
+    """Whether its names are still secret: it is blind, and its owner has not voted in it yet."""
+    return bool(conversation.settings.get("blind")) and not votes_of(db, conversation.id, conversation.user)
+
+
+def hidden_cast(context: Context, user: str, conversation_id: int | None) -> Cast:
+    """Who speaks in a blind conversation; the page doesn't know.
+
+    Raises:
+        NotFound: there is no such conversation.
+    """
+    if conversation_id is None:
+        raise NotFound("Who speaks here is not known any more; choose both columns again.")
+    with context.database() as db:
+        return cast_of(get_conversation(db, conversation_id, user))
+
+
+def ballot(context: Context, user: str, conversation_id: int | None, problem: str = "") -> Ballot:
+    """What stands in the ballot under the answers."""
+    if conversation_id is None:
+        return Ballot(told=vote_views.problem(problem))
+    with context.database() as db:
+        try:
+            conversation = get_conversation(db, conversation_id, user)
+        except PlumbError as error:
+            return Ballot(told=vote_views.problem(str(error)))
+        rounds = rounds_of(conversation)
+        # A newer question, without its answers yet, is what the next vote will be on.
+        if not rounds or rounds[-1].left.position != conversation.turns[-1].position:
+            return Ballot(told=vote_views.problem(problem))
+        vote = votes_of(db, conversation_id, user).get(rounds[-1].left.id)
+        hidden = is_hidden(db, conversation)
+        names = "" if hidden else vote_views.sides(db, rounds[-1])
+    told = vote_views.problem(problem) or vote_views.told(vote, names, hidden)
+    return Ballot(rounds[-1].left.id, vote, names, told)
+
+
+def vote(context: Context, user: str, conversation_id: int | None, verdict: str, note: str) -> Ballot:
+    """Vote on the last round; what stood in the way is told in the ballot."""
+    found = ballot(context, user, conversation_id)
+    if conversation_id is None or found.left_turn is None:
+        return replace(found, told=vote_views.problem("There are no two answers to vote on yet; ask something."))
+    try:
+        with context.database() as db:
+            cast_vote(db, user, conversation_id, found.left_turn, verdict, note)
+    except PlumbError as error:
+        return ballot(context, user, conversation_id, str(error))
+    return ballot(context, user, conversation_id)
+
+
+def pair_up(context: Context, user: str, conversation_id: int | None) -> Ballot:
+    """Make a pair of the last round's vote; what stood in the way is told in the ballot."""
+    found = ballot(context, user, conversation_id)
+    if conversation_id is None or found.left_turn is None:
+        return found
+    try:
+        with context.database() as db:
+            make_pair(db, user, conversation_id, found.left_turn)
+    except PlumbError as error:
+        return ballot(context, user, conversation_id, str(error))
+    return ballot(context, user, conversation_id)
+
+
+def standings(context: Context) -> str:
+    """The verdicts between all speakers that met, as HTML."""
+    with context.database() as db:
+        return vote_views.table(db, verdicts(duels(db)))

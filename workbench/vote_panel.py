@@ -1,0 +1,83 @@
+"""The ballot under the chat's answers: its components and its wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from workbench.context import Context
+from workbench.events import told
+from workbench.vote_desk import Ballot, ballot, pair_up, standings, vote
+
+VERDICTS = {"left": "Left is better", "tie": "Tie", "both bad": "Both bad", "right": "Right is better"}
+Reveal = Callable[[str, int | None], dict[Any, Any]]
+
+
+class VotePanel:
+    """Made inside the current Blocks."""
+
+    def __init__(self) -> None:
+        with gr.Row(elem_classes="plumb-ballot", visible=False) as self.row:
+            self.buttons = {
+                verdict: gr.Button(title, size="sm", elem_id=f"vote-{verdict.replace(' ', '-')}")
+                for verdict, title in VERDICTS.items()
+            }
+            self.note = gr.Textbox(
+                label="Note", show_label=False, placeholder="Note to the vote", max_lines=1, scale=2, min_width=140
+            )
+            self.pair = gr.Button(
+                "Make a pair of it", size="sm", variant="primary", visible=False, elem_id="vote-pair"
+            )
+        self.told = gr.HTML(apply_default_css=False, elem_id="vote-told")
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.row, *self.buttons.values(), self.note, self.pair, self.told]
+
+    def show(self, found: Ballot) -> dict[Any, Any]:
+        chosen = found.vote.verdict if found.vote else None
+        updates: dict[Any, Any] = {
+            self.row: gr.update(visible=found.left_turn is not None),
+            self.pair: gr.update(visible=found.pairable),
+            self.told: found.told,
+        }
+        for verdict, button in self.buttons.items():
+            updates[button] = gr.update(variant="primary" if verdict == chosen else "secondary")
+        return updates
+
+    def wire(
+        self, context: Context, conversation: Any, reveal: Reveal, speakers: list[Any], quiet: Mapping[str, Any]
+    ) -> Callable[..., dict[Any, Any]]:
+        """Wire the buttons; returns the handler that shows the ballot of the opened conversation.
+
+        Args:
+            reveal: updates of the columns' dropdowns once a vote allows the names to be seen.
+        """
+
+        def look(conversation_id: int | None, request: gr.Request) -> dict[Any, Any]:
+            return self.show(ballot(context, context.user(request), conversation_id)) | {self.note: ""}
+
+        def voting(verdict: str) -> Callable[..., dict[Any, Any]]:
+            def cast(conversation_id: int | None, note: str, request: gr.Request) -> dict[Any, Any]:
+                user = context.user(request)
+                found = vote(context, user, conversation_id, verdict, note or "")
+                return self.show(found) | (reveal(user, conversation_id) if found.vote else {})
+
+            return cast
+
+        def pairing(conversation_id: int | None, request: gr.Request) -> dict[Any, Any]:
+            return self.show(pair_up(context, context.user(request), conversation_id))
+
+        for verdict, button in self.buttons.items():
+            button.click(told(voting(verdict)), [conversation, self.note], [*self.outputs, *speakers], **quiet)
+        self.pair.click(told(pairing), [conversation], self.outputs, **quiet)
+        return told(look)
+
+
+def standings_panel(context: Context, quiet: Mapping[str, Any]) -> None:
+    """The verdicts so far, read anew each time it is opened."""
+    with gr.Accordion("Verdicts so far", open=False) as frame:
+        shown = gr.HTML(apply_default_css=False, elem_id="vote-standings")
+    frame.expand(told(lambda: standings(context)), None, [shown], **quiet)
