@@ -25,7 +25,12 @@ class VotePanel:
                 for verdict, title in VERDICTS.items()
             }
             self.note = gr.Textbox(
-                label="Note", show_label=False, placeholder="Note to the vote", max_lines=1, scale=2, min_width=140
+                label="Note to the vote",
+                container=False,
+                placeholder="Note to the vote",
+                max_lines=1,
+                scale=2,
+                min_width=140,
             )
             self.pair = gr.Button(
                 "Make a pair of it", size="sm", variant="primary", visible=False, elem_id="vote-pair"

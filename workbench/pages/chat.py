@@ -136,7 +136,7 @@ def _side(name: str) -> tuple[Any, Any]:
             latex_delimiters=[],
             feedback_options=None,
             buttons=["copy"],
-            height="calc(100vh - 318px)",
+            height="calc(100vh - 384px)",
             min_height=240,
             placeholder=_NOBODY,
             elem_id=f"chat-log-{name}",
@@ -171,8 +171,8 @@ class _Parts:
 
     def hide(self) -> dict[Any, Any]:
         """Updates that keep it secret who speaks in which column."""
-        hidden = gr.update(choices=[("hidden until you vote", HIDDEN)], value=HIDDEN)
-        return dict.fromkeys(self.speakers, hidden)
+        choices = [("hidden until you vote", HIDDEN)]
+        return {speaker: gr.update(choices=choices, value=HIDDEN) for speaker in self.speakers}
 
     def show(self, view: View) -> dict[Any, Any]:
         return {
