@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sqlite_utils import Database
 
+from storage import history
 from storage.database import immediate
 from storage.errors import NotFound
 from storage.records import Conversation, Part, Turn, now
@@ -82,9 +83,45 @@ def get_conversation(db: Database, conversation_id: int, user: str) -> Conversat
     )
 
 
-def list_conversations(db: Database, user: str, limit: int = 50) -> list[Conversation]:
-    """The user's conversations, newest first, without their turns."""
+def list_conversations(db: Database, user: str, limit: int = 50, search: str = "") -> list[Conversation]:
+    """The user's conversations, newest first, without their turns.
+
+    Args:
+        search: words that all stand somewhere in a conversation, in any turn; "" for no choice.
+    """
+    conditions, values = ["user = ?"], [user]
+    for word in search.split():
+        conditions.append(
+            "EXISTS (SELECT 1 FROM turns t, json_each(t.content) p WHERE t.conversation_id = conversations.id"
+            " AND p.value ->> 'text' LIKE ? ESCAPE '\\')"
+        )
+        plain = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        values.append(f"%{plain}%")
     return [
         Conversation(**with_json(row, "settings"), turns=())
-        for row in rows(db, "SELECT * FROM conversations WHERE user = ? ORDER BY id DESC LIMIT ?", [user, limit])
+        for row in rows(
+            db,
+            f"SELECT * FROM conversations WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
+            [*values, limit],
+        )
     ]
+
+
+def delete_conversation(db: Database, user: str, conversation_id: int) -> None:
+    """Delete a conversation with its turns and votes; undoable. Pairs made of its votes stay.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's.
+    """
+    found = get_conversation(db, conversation_id, user)
+    votes = rows(
+        db,
+        "SELECT v.id FROM votes v JOIN turns t ON t.id = v.left_turn_id WHERE t.conversation_id = ?",
+        [conversation_id],
+    )
+    with history.action(db, user, f"conversation {conversation_id} deleted") as change:
+        for row in votes:
+            change.delete("votes", {"id": row["id"]})
+        for turn in found.turns:
+            change.delete("turns", {"id": turn.id})
+        change.delete("conversations", {"id": conversation_id})

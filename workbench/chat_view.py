@@ -111,13 +111,14 @@ def text_of(parts: Sequence[Part]) -> str:
 
 
 def conversation_list(
-    conversations: Sequence[Conversation], selected: int | None, adapter: int | None = None
+    conversations: Sequence[Conversation], selected: int | None, adapter: int | None = None, search: str = ""
 ) -> str:
     """One's conversations as links, marked with the address of what is open: a conversation, else an adapter."""
     address = f"?conversation={selected}" if selected else f"?adapter={adapter}" if adapter else ""
     mark = f'<span data-url="{address}"></span>'
     if not conversations:
-        return f'{mark}<p class="plumb-note">Your conversations will be listed here.</p>'
+        told = f"No conversation of yours has “{escape(search)}” in it." if search else ""
+        return f'{mark}<p class="plumb-note">{told or "Your conversations will be listed here."}</p>'
     entries = "".join(
         f'<a class="plumb-talk{" plumb-selected" if item.id == selected else ""}" '
         f'href="/chat?conversation={item.id}" data-conversation="{item.id}" '
@@ -125,7 +126,11 @@ def conversation_list(
         f"{escape(item.title) or '(empty)'}</a>"
         for item in conversations
     )
-    return f'{mark}<nav class="plumb-talks" aria-label="Your conversations">{entries}</nav>'
+    opened = (
+        f'<a href="/api/conversations.jsonl?conversation={selected}" download>this one</a>, ' if selected else ""
+    )
+    export = f'<p class="plumb-note">Export {opened}<a href="/api/conversations.jsonl" download>all</a></p>'
+    return f'{mark}<nav class="plumb-talks" aria-label="Your conversations">{entries}</nav>{export}'
 
 
 def waiting(state: Waiting) -> str:

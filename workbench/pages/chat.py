@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from storage.chats import get_conversation, list_conversations
+from storage.chats import delete_conversation, get_conversation, list_conversations
 from storage.errors import NotFound, PlumbError
 from storage.records import HIGHEST, METRICS
 from workbench import chat_view
@@ -90,7 +90,16 @@ def build(context: Context) -> gr.Blocks:
                     info="a new conversation hides and shuffles the names until you vote",
                     elem_id="chat-blind",
                 )
+                search = gr.Textbox(
+                    label="Search your conversations",
+                    show_label=False,
+                    container=False,
+                    placeholder="Search your conversations",
+                    max_lines=1,
+                    elem_id="chat-search",
+                )
                 talks = gr.HTML(js_on_load=_CHOOSE_JS, apply_default_css=False, elem_id="chat-talks")
+                delete = gr.Button("Delete this conversation", size="sm", visible=False, elem_id="chat-delete")
             with gr.Column(scale=5, min_width=480):
                 with gr.Row(equal_height=True):
                     sides = [_side(name) for name in ("left", "right")]
@@ -113,7 +122,22 @@ def build(context: Context) -> gr.Blocks:
                         again = gr.Button("Try again", size="md", visible=False, elem_id="chat-again")
                 standings_panel(context, QUIET)
         speakers, logs = (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
-        parts = _Parts(conversation, model, form, talks, speakers, logs, status, box, stop, again, blind, votes)
+        parts = _Parts(
+            conversation,
+            model,
+            form,
+            talks,
+            speakers,
+            logs,
+            status,
+            box,
+            stop,
+            again,
+            blind,
+            votes,
+            search,
+            delete,
+        )
         _wire(context, page, parts, new)
     return page
 
@@ -160,10 +184,13 @@ class _Parts:
     again: Any
     blind: Any
     votes: VotePanel
+    search: Any
+    delete: Any
 
     @property
     def shown(self) -> list[Any]:
-        return [self.conversation, self.talks, *self.logs, self.status, self.box, self.stop, self.again]
+        changing = [self.status, self.box, self.stop, self.again, self.delete]
+        return [self.conversation, self.talks, *self.logs, *changing]
 
     @property
     def cast(self) -> list[Any]:
@@ -182,6 +209,7 @@ class _Parts:
             self.status: view.status,
             self.stop: gr.update(interactive=view.running),
             self.again: gr.update(visible=view.unanswered),
+            self.delete: gr.update(visible=view.conversation is not None and not view.running),
         }
 
 
@@ -282,6 +310,27 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         except PlumbError as error:
             return refused(error)
 
+    def searching(
+        conversation: int | None, search: str, model: str, left: str, right: str, request: gr.Request
+    ) -> dict[Any, Any]:
+        user, words = context.user(request), (search or "").strip()
+        cast = speakers(user, conversation, model, left, right)
+        with context.database() as db:
+            found = list_conversations(db, user, search=words)
+        return {parts.talks: chat_view.conversation_list(found, conversation, cast.adapters[1], words)}
+
+    def deleting(
+        conversation: int | None, model: str, left: str, right: str, request: gr.Request
+    ) -> dict[Any, Any]:
+        if conversation is None:
+            return {parts.status: chat_view.problem("No conversation is open; choose one from the list.")}
+        user = context.user(request)
+        cast = speakers(user, conversation, model, left, right)
+        with context.database() as db:
+            delete_conversation(db, user, conversation)
+        told_ = chat_view.note("The conversation is deleted; “Undo” on Samples or Pairs brings it back.")
+        return emptied(user, cast) | cast_updates(cast) | {parts.status: told_}
+
     def recasting(model: str) -> dict[Any, Any]:
         with context.database() as db:
             cast = default_cast(db, (model or "").strip())
@@ -352,8 +401,18 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
         new.click(fresh, [parts.conversation, *parts.cast], [*parts.shown, *parts.cast], **QUIET),
         parts.box.submit(asking, [parts.conversation, parts.box, *settings], answered, **answering),
         parts.again.click(retrying, [parts.conversation, *settings], parts.shown, **answering),
+        parts.delete.click(
+            told(deleting), [parts.conversation, *parts.cast], [*parts.shown, *parts.cast], **QUIET
+        ),
     ]
     for event in followed:
         event.then(look, [parts.conversation], parts.votes.outputs, **QUIET)
+    parts.search.input(
+        told(searching),
+        [parts.conversation, parts.search, *parts.cast],
+        [parts.talks],
+        trigger_mode="always_last",
+        **QUIET,
+    )
     parts.model.input(told(recasting), [parts.model], [*parts.cast, parts.status], **QUIET)
     parts.stop.click(stopping, None, None, **QUIET)
