@@ -5,15 +5,16 @@
     ratio              base and adapter in one batch / one after the other, seconds; aim 0.70
     ratio_peft         … by PEFT's own `generate(adapter_names=…)`, for comparison
     ratio_three        base and two adapters in one batch / one after the other
-    memory_ratio       peak memory of the process with base and three adapters that answer / base alone; aim 1.10
+    memory_ratio       peak memory of a process with base and three adapters / base alone; aim 1.10. Each answers
+                       three times in two columns: the base beside one adapter after the other, or beside itself
     second_turn_ratio  time to the first token of a second turn / with nothing known; aim 0.5
     stop_tokens        forwards after a stop of all columns; aim 2
     equal              texts of the batch equal those one after the other (greedy, float32)
 
 Each side answers an image turn with exactly `--tokens` tokens a column, greedily; sides alternate, medians count.
-The model is a LLaVA of the demo VLM's size with random weights, in float32 (texts can then be compared), or the one
-in `--model`. `larger` repeats the ratios with 336 pixels, 576 image tokens and 12 layers × 1,024. The last line is
-JSON.
+The model is a LLaVA of the demo VLM's size with random weights, in float32 (so that texts can be compared), or the
+one in `--model`. `larger` repeats the ratios with 336 pixels, 576 image tokens and 12 layers × 1,024.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -283,7 +284,8 @@ def answer_once(model_name: str, folder: Path, names: Sequence[str], tokens: int
     model, processor = load(model_name)
     side = model.config.vision_config.image_size
     bench = Bench(attached(model, processor, folder, names), processor, tokens, side)
-    bench.together([None, *names])
+    for name in names or [None] * len(NAMES):
+        bench.together([None, name])
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"peak": peak}))
