@@ -53,7 +53,7 @@ def serve(settings: Settings) -> None:
 
     import uvicorn
 
-    from jobs.standby import ensure_supervisor
+    from jobs.standby import ensure_supervisor, watch_over
     from workbench.context import Context
     from workbench.door import Door
     from workbench.ui import build_ui
@@ -69,6 +69,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=3,
     )
     ensure_supervisor(settings, fresh=True)  # last: its own start shall not slow the first page's
+    watch_over(settings)
     announce(settings, doorkeeper, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -267,7 +267,7 @@ def our_step(folder: Path, work: Path, sizes: list[tuple[int, int]], dtype: torc
     with Reporter(run) as reporter:
         loaded = load(config.model, config.dtype, device, work / "models", reporter)
         assert stock_reason(loaded, config, reporter) is None
-        book = open_book(job, loaded, True)
+        book = open_book(run, job, loaded, True)
         material = read_material(run, loaded, rows, True, reporter)
         trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared=True)
         scorer = PairScorer(trainer, material, trainer.collate_pairs)

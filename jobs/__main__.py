@@ -1,4 +1,4 @@
-"""`python -m jobs`: submit, sweep, list, show, stop, supervise. The same functions as the pages."""
+"""`python -m jobs`: submit, sweep, list, show, supervise, and what steering_commands.py adds; as the pages do."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import queue, sweeps
-from jobs.settings import Settings, load_settings, local_user
+from jobs import disk_commands, doctor, queue, steering, sweeps
+from jobs.command_line import AfterOption, AsJson, Data, PriorityOption, RetriesOption, echo, opened, read_priority
+from jobs.configs import KINDS, TRAININGS
+from jobs.settings import local_user
+from jobs.steering_commands import commands, state_of
 from jobs.supervisor import supervise as run_supervisor
 from storage import jobs as store
-from storage.database import migrate, session
+from storage.database import session
 from storage.errors import PlumbError, UserError
-from storage.records import Job
+from storage.lifecycle import JobStatus
 
 app = typer.Typer(help="Queue, watch and stop Plumb's jobs.", no_args_is_help=True, add_completion=False)
 
-Data = Annotated[Path | None, typer.Option("--data", help="the data folder [PLUMB_DATA]")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
-def opened(data: Path | None) -> Settings:
-    settings = load_settings(data=data)
-    settings.folder.create()
-    migrate(settings.folder)
-    return settings
+app.add_typer(commands)
+disk_commands.add_to(app)
+doctor.add_to(app)
 
 
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(help='JSON: {"kind": "dpo", "config": {…}}; - for standard input')],
+    priority: PriorityOption = "normal",
+    after: AfterOption = None,
+    retries: RetriesOption = queue.PLAIN.retries,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Check, freeze and queue a job."""
+    order = queue.Order(read_priority(priority), after, retries)
     settings = opened(data)
     kind, config = read_submission(sys.stdin.read() if str(file) == "-" else read_text(file), str(file))
     with session(settings.folder) as db:
-        job = queue.submit(db, settings, kind, config, local_user())
-        echo(job, as_json, f"job {job.id} ({job.kind}) is queued, number {store.queue_position(db, job)}")
+        job = queue.submit(db, settings, kind, config, local_user(), order)
+        echo(job, as_json, f"job {job.id} ({job.kind}) is {state_of(db, job)}")
 
 
 @app.command()
@@ -55,13 +56,17 @@ def sweep(
     ],
     data: Data = None,
     as_json: AsJson = False,
+    priority: PriorityOption = "normal",
+    after: AfterOption = None,
+    retries: RetriesOption = queue.PLAIN.retries,
 ) -> None:
     """Queue a training for each combination of several settings; none, unless all can be."""
+    order = queue.Order(read_priority(priority), after, retries)
     settings = opened(data)
     text = sys.stdin.read() if str(file) == "-" else read_text(file)
     kind, config, grid = read_sweep(text, str(file))
     with session(settings.folder) as db:
-        jobs = sweeps.submit_sweep(db, settings, kind, config, grid, local_user())
+        jobs = sweeps.submit_sweep(db, settings, kind, config, grid, local_user(), order)
     if as_json:
         print(json.dumps([dataclasses.asdict(job) for job in jobs], ensure_ascii=False))
         return
@@ -75,12 +80,17 @@ def list_(data: Data = None, as_json: AsJson = False) -> None:
     settings = opened(data)
     with session(settings.folder) as db:
         jobs = store.list_jobs(db)
+        held = steering.held_by(db)
+        waits = {job.id: state_of(db, job) for job in jobs if job.status is JobStatus.QUEUED}
     if as_json:
         print(json.dumps([dataclasses.asdict(job) for job in jobs], ensure_ascii=False))
         return
     for job in jobs:
         share = f"{job.done:g}/{job.total:g} {job.unit}" if job.total else ""
-        print(f"{job.id:>6}  {job.kind:<9} {job.status:<9} {share:<20} {job.reason or job.phase}")
+        told = waits.get(job.id, "").removeprefix("queued, ") or job.reason or job.phase
+        print(f"{job.id:>6}  {job.kind:<10} {job.status:<9} {share:<20} {told}")
+    if held is not None:
+        print(f"The queue is held by {held.user}; `python -m jobs release` lets it go on.")
     if not jobs:
         print("There are no jobs yet; see `python -m jobs submit --help`.")
 
@@ -92,9 +102,11 @@ def show(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
     with session(settings.folder) as db:
         job = store.get_job(db, job_id)
         attempts = store.attempts_of(db, job_id)
+        waits = steering.waits_for(db, job)
         latest = {name: curve[-1][1] for name, curve in store.metrics_of(db, job_id).items()}
     details: dict[str, Any] = {
         **dataclasses.asdict(job),
+        "waits_for": waits,
         "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
         "metrics": latest,
         "folder": str(settings.folder.run(job_id)),
@@ -104,15 +116,6 @@ def show(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
         return
     for name, value in details.items():
         print(f"{name}: {value}")
-
-
-@app.command()
-def stop(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
-    """Ask a job to stop."""
-    settings = opened(data)
-    with session(settings.folder) as db:
-        job = queue.stop(db, settings, job_id)
-        echo(job, as_json, f"job {job.id} is {job.status}")
 
 
 @app.command()
@@ -136,7 +139,7 @@ def read_submission(text: str, name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: it is not JSON of that shape.
     """
-    kind, config, _ = _read(text, name, "generate | judge | dpo | serve", ())
+    kind, config, _ = _read(text, name, " | ".join(KINDS), ())
     return kind, config
 
 
@@ -146,7 +149,7 @@ def read_sweep(text: str, name: str) -> tuple[str, dict[str, Any], dict[str, lis
     Raises:
         UserError: it is not JSON of that shape.
     """
-    kind, config, rest = _read(text, name, "dpo | steerlm | rejection | sft", ("sweep",))
+    kind, config, rest = _read(text, name, " | ".join(training.kind for training in TRAININGS), ("sweep",))
     grid = rest.get("sweep")
     if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
         raise UserError(f'{name} must hold "sweep": {{"beta": [0.1, 0.3], …}}, a list of values for each setting.')
@@ -165,10 +168,6 @@ def _read(text: str, name: str, kinds: str, more: tuple[str, ...]) -> tuple[str,
         known = " and ".join(f'"{key}"' for key in ("kind", "config", *more))
         raise UserError(f"{name} must hold {known} and nothing else; config is an object.")
     return loaded["kind"], config, {key: loaded[key] for key in more if key in loaded}
-
-
-def echo(job: Job, as_json: bool, text: str) -> None:
-    print(json.dumps(dataclasses.asdict(job), ensure_ascii=False) if as_json else text)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from jobs.models import DEMO
+from jobs.models import DEMO, check_revision
 
 
 class Selection(BaseModel):
@@ -60,6 +60,9 @@ class ModelConfig(JobConfig):
     model: str = Field(
         DEMO, min_length=1, title="Base model", description="demo, a folder, or a hub name like owner/name"
     )
+    revision: str = Field(
+        "", title="Revision", description="a commit, branch or tag of a hub's model; empty: main"
+    )
     device: str | None = Field(None, title="Device", description="cpu, cuda:0 …; empty: the first that is free")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", title="Precision", description="auto: as the weights were saved"
@@ -81,3 +84,8 @@ class ModelConfig(JobConfig):
         title="System prompt",
         description="where a chat has none; auto: Vicuna's for LLaVA-1.5, else none",
     )
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_is_one(cls, value: str) -> str:
+        return check_revision(value)

@@ -82,6 +82,11 @@ class TrainConfig(ModelConfig):
         description=f"text alone, with {BETWEEN} between them",
     )
     watched_tokens: int = Field(48, ge=1, le=2048, title="Longest watched answer", description="tokens")
+    steer: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="SteerLM's string",
+        description="ends each question, all values at 4; auto: where what training starts from is asked with it",
+    )
     processes: int = Field(
         1, ge=1, le=1024, title="Devices", description="processes, one a device; the run waits until all are free"
     )
@@ -113,6 +118,13 @@ class TrainConfig(ModelConfig):
             values.setdefault("global_batch", values.get("batch_size", default) * batches)
         return values
 
+    @field_validator("name")
+    @classmethod
+    def _name_in_one_line(cls, value: str) -> str:
+        if not value.isprintable():  # it stands in lists, in a model card's heading, in a front matter
+            raise ValueError("give a name in one line, without line breaks or tabs")
+        return value
+
     @model_validator(mode="after")
     def _batches_fit(self) -> TrainConfig:
         at_once = self.batch_size * self.processes
@@ -136,6 +148,11 @@ class TrainConfig(ModelConfig):
     def accumulation(self) -> int:
         """Batches a step on each device."""
         return self.global_batch // (self.batch_size * self.processes)
+
+    @property
+    def asked_as(self) -> str:
+        """The method as which the adapter is asked: SteerLM's string is for whatever goes on from SteerLM, too."""
+        return "steerlm" if self.steer == "on" else self.kind
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from jobs.config_training import (
     SteerlmConfig,
     TrainConfig,
 )
+from jobs.models import check_revision
 from storage.errors import UserError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TRAININGS",
     "CallConfig",
     "ChecklistConfig",
+    "DownloadConfig",
     "DpoConfig",
     "GenerateConfig",
     "JobConfig",
@@ -204,6 +206,24 @@ class PushConfig(JobConfig):
         return self
 
 
+class DownloadConfig(JobConfig):
+    """Fetch a hub's model into the hub's cache, so that jobs find it on this machine."""
+
+    kind: ClassVar[str] = "download"
+    device_kind: ClassVar[Literal["device", "network"]] = "network"
+    resumable: ClassVar[bool] = True
+
+    model: str = Field(
+        min_length=3, max_length=200, title="Model", description="a hub name like llava-hf/llava-1.5-7b-hf"
+    )
+    revision: str = Field("", title="Revision", description="a commit, branch or tag; empty: main")
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_is_one(cls, value: str) -> str:
+        return check_revision(value)
+
+
 #: The trainings, in the order of the paper's table.
 TRAININGS: tuple[type[TrainConfig], ...] = (DpoConfig, SteerlmConfig, RejectionConfig, SftConfig)
 
@@ -215,6 +235,7 @@ _ALL: tuple[type[JobConfig], ...] = (
     ServeConfig,
     MergeConfig,
     PushConfig,
+    DownloadConfig,
 )
 KINDS: dict[str, type[JobConfig]] = {model.kind: model for model in _ALL}
 

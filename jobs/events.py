@@ -2,55 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sqlite_utils import Database
 
-from jobs.event_file import Event, read_batch
+from jobs.configs import TRAININGS
+from jobs.event_file import Batch, Event, read_batch
+from jobs.processes import find_process
 from jobs.runs import RunFolder
 from storage import jobs as store
-from storage.adapters import add_adapter, keep_adapter
+from storage.adapters import add_adapter, is_kept, keep_adapter
+from storage.attempts import has_answers, has_metric_from
 from storage.candidates import add_generated
 from storage.checklists import add_checklist, checklist_exists
 from storage.checkpoints import add_checkpoint_answers
 from storage.database import immediate
+from storage.errors import Conflict
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 from storage.records import Attempt, Job
 from storage.scores import add_judgement, ensure_rater
+from storage.settings import get_setting, put_setting
 
+_TRAININGS = frozenset(config.kind for config in TRAININGS)
+# What adds a row, and is told once: the worker skips what its run folder holds.
+_RESULTS = frozenset({"candidate", "judgement", "checklist", "adapter"})
 _CALL = ("state", "raw", "reason", "tokens_in", "tokens_out", "cost")
 _JUDGEMENT = (*_CALL, "scores", "points", "checklist_id", "key", "note")
 _CHECKLIST = (*_CALL, "model", "instructions", "items")
 
 
 def drain(db: Database, folder: DataFolder, attempt_id: int) -> list[Event]:
-    """Store everything new in the attempt's events.jsonl; returns what was read.
+    """Store everything new in the attempt's events.jsonl; returns what was read, broken lines as kind `broken`."""
+    seen: list[Event] = []
+    for batch in read_on(db, folder, attempt_id):
+        seen += batch.events + [{"kind": "broken", "text": text} for text in batch.broken]
+    return seen
+
+
+def read_on(db: Database, folder: DataFolder, attempt_id: int) -> Iterator[Batch]:
+    """Store what is new in the attempt's events.jsonl, batch by batch; yields each once it is stored.
 
     The offset moves in the transaction that stores what was read, so each event counts exactly once, whoever
-    dies when.
+    dies when. No more than a batch is held in memory.
+
+    Raises:
+        Conflict: another supervisor has read the same bytes, or the files of an adapter were deleted meanwhile,
+            being another's too; nothing was stored, and the next call tries anew.
     """
-    seen: list[Event] = []
     while True:
         attempt = store.get_attempt(db, attempt_id)
         run = RunFolder(folder.run(attempt.job_id))
         batch = read_batch(run.events, attempt.event_offset)
         if batch.offset == attempt.event_offset:
-            return seen
+            return
         kept = _keep_adapters(folder, run, batch.events)
         with immediate(db):
-            heard_at = max((event["time"] for event in batch.events if "time" in event), default=None)
-            store.advance(db, attempt, batch.offset, heard_at or attempt.heard_at or 0.0)
+            times = [event["time"] for event in batch.events if isinstance(event.get("time"), int | float)]
+            store.advance(db, attempt, batch.offset, max(times, default=attempt.heard_at or 0.0))
             for event in batch.events:
+                if not attempt.advanced:
+                    attempt = store.get_attempt(db, attempt_id)
                 apply(db, attempt, store.get_job(db, attempt.job_id), event, kept)
-        seen += batch.events + [{"kind": "broken", "text": text} for text in batch.broken]
+            for path, (sha256, _) in kept.items():
+                if not is_kept(folder, run.path / path, sha256):
+                    raise Conflict(f"The files of {path} were deleted with another adapter's: they are kept anew.")
+        yield batch
+
+
+def furthest(job_id: int) -> str:
+    """The name of the setting that holds how far a download has come, while it isn't done."""
+    return f"furthest_{job_id}"
 
 
 def apply(
     db: Database, attempt: Attempt, job: Job, event: Event, kept: dict[str, tuple[str, int]] | None = None
 ) -> None:
-    """What one event does to the database. Kinds that this version does not know are passed over."""
+    """What one event does to the database. Kinds that this version does not know are passed over.
+
+    An attempt in which something comes that no earlier one brought has advanced: its death is not fruitless.
+    """
+    before = db.conn.total_changes
+    further = not attempt.advanced and _tells_further(db, attempt, job, event)
+    _apply(db, attempt, job, event, kept)
+    if job.kind == "download" and event["kind"] == "progress":
+        further = _has_fetched_more(db, job, event["done"])
+    added = event["kind"] in _RESULTS and db.conn.total_changes > before
+    if (further or added) and not attempt.advanced:
+        store.mark_advanced(db, attempt.id)
+
+
+def _tells_further(db: Database, attempt: Attempt, job: Job, event: Event) -> bool:
+    """Whether an event tells of something new that no row of its own would show."""
+    match event["kind"]:
+        case "metric":
+            # A judge's numbers are told at each start anew.
+            return job.kind in _TRAININGS and not has_metric_from(db, attempt, event["values"], event["step"])
+        case "answers":
+            return not has_answers(db, job.id, event["step"])
+        case "reply":
+            return True  # paid for and kept: it is never asked for again
+    return False
+
+
+def _has_fetched_more(db: Database, job: Job, done: float) -> bool:
+    """Whether a download has more than it ever had. The first word tells what was there before it began."""
+    before = get_setting(db, furthest(job.id))
+    if before is None or done > before:
+        put_setting(db, furthest(job.id), done)
+    return before is not None and done > before
+
+
+def _apply(
+    db: Database, attempt: Attempt, job: Job, event: Event, kept: dict[str, tuple[str, int]] | None = None
+) -> None:
     match event["kind"]:
         case "started":
-            store.identify(db, attempt.id, event["pid"], event["pid_started"], event["pid"])
+            # An old worker's word, in a run folder that is newer than the database, takes no process away.
+            if attempt.pid in (None, event["pid"]) or find_process(attempt) is None:
+                store.identify(db, attempt.id, event["pid"], event["pid_started"], event["pid"])
             if job.status is JobStatus.STARTING:
                 store.move(db, job.id, JobStatus.RUNNING)
         case "phase":

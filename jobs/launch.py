@@ -24,13 +24,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+from jobs import causes
 from jobs.configs import TrainConfig
+from jobs.kernel import has_risen, memory_kills
 from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate
 from jobs.processes import DEVICE, PROJECT
 from jobs.reporter import Reporter, Stopped
@@ -45,7 +47,7 @@ FAILED_GRACE = 10.0  # seconds that the others have to end once one has failed
 STOPPED_GRACE = 180.0  # once one has stopped: another may write a checkpoint
 TERM_GRACE = 20.0  # from SIGTERM to SIGKILL
 
-Status = Literal["done", "stopped", "failed"]
+Status = Literal["done", "stopped", "failed", "paused"]
 Cause = Literal["", "foreseen", "unforeseen", "peer"]
 
 
@@ -55,15 +57,26 @@ class Ending:
 
     Attributes:
         cause: of a failure: an error on purpose, any other, or that another process of the job was lost.
+        why: what the job's attempt is booked under, and the failure policy goes by.
     """
 
     status: Status
     reason: str = ""
     cause: Cause = ""
+    why: causes.Cause = causes.Cause.NONE
 
     @property
     def code(self) -> int:
-        return int(self.status == "failed")
+        """The exit code of a process that ended so."""
+        return causes.DISK_FULL if self.status == "paused" else int(self.status == "failed")
+
+
+class RanksEnded(PlumbError):
+    """The processes of a training ended otherwise than done; the text is the reason."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,12 @@ def note_rank(run: RunFolder, number: int, ending: Ending | None = None) -> None
     """Leave a word of this process as rank `number`."""
     said: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
     if ending is not None:
-        said |= {"status": ending.status, "reason": ending.reason, "cause": ending.cause}
+        said |= {
+            "status": ending.status,
+            "reason": ending.reason,
+            "cause": ending.cause,
+            "why": str(ending.why),
+        }
     folder = ranks_folder(run)
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{number}.json", json.dumps(said, ensure_ascii=False) + "\n")
@@ -119,7 +137,8 @@ def read_ranks(run: RunFolder) -> list[Rank]:
     found = []
     for path in ranks_folder(run).glob("*.json"):
         said = json.loads(path.read_text(encoding="utf-8"))
-        ending = Ending(said["status"], said["reason"], said["cause"]) if "status" in said else None
+        why = causes.Cause(said.get("why", ""))
+        ending = Ending(said["status"], said["reason"], said["cause"], why) if "status" in said else None
         found.append(Rank(int(path.stem), said["pid"], said["host"], said["time"], ending))
     return sorted(found, key=lambda rank: rank.number)
 
@@ -154,13 +173,13 @@ def launch(run: RunFolder, job: JobFile, config: TrainConfig, reporter: Reporter
 
     Raises:
         Stopped: it was asked to stop, or this process was.
-        PlumbError: one of them failed; the text is its reason.
+        RanksEnded: one of them failed, or met a full disk.
     """
     file = accelerate_file(run, config)
     kill(rank_processes(run))  # of a launcher that was killed: two must not write the same checkpoint
     shutil.rmtree(ranks_folder(run), ignore_errors=True)
     reporter.phase(f"starting {_many(config.processes)}")
-    log_start = run.log.stat().st_size if run.log.exists() else 0
+    log_start, kills = run.log_size(), memory_kills()
     agent = subprocess.Popen(
         command(run, config, file),
         cwd=PROJECT,
@@ -182,8 +201,10 @@ def launch(run: RunFolder, job: JobFile, config: TrainConfig, reporter: Reporter
     ending = verdict(read_ranks(run), config.processes, code, run.stop_requested(), _log_since(run, log_start))
     if ending.status == "stopped":
         raise Stopped(ending.reason)
-    if ending.status == "failed":
-        raise PlumbError(ending.reason)
+    if ending.why is causes.Cause.KILLED and has_risen(kills):
+        ending = replace(ending, why=causes.Cause.KERNEL)
+    if ending.status != "done":
+        raise RanksEnded(ending)
 
 
 def accelerate_file(run: RunFolder, config: TrainConfig) -> AccelerateFile | None:
@@ -299,6 +320,9 @@ def verdict(ranks: Sequence[Rank], processes: int, code: int, stop_asked: bool, 
         log: what all of them wrote.
     """
     ended = [(rank, rank.ending) for rank in ranks if rank.ending is not None]
+    paused = [ending for _, ending in ended if ending.status == "paused"]
+    if paused:  # the disk is full: the others have lost their peer
+        return paused[0]
     for cause in ("foreseen", "unforeseen"):
         failed = [(rank.time, ending) for rank, ending in ended if ending.cause == cause]
         if failed:
@@ -313,7 +337,8 @@ def verdict(ranks: Sequence[Rank], processes: int, code: int, stop_asked: bool, 
     lost = next((rank for rank in silent if exits.get(rank.number, 0) < 0), silent[0] if silent else None)
     if lost is not None:
         said = _how(exits.get(lost.number))
-        return Ending("failed", f"Process {lost.number + 1} of {processes} {said}{_tail(log)}", "unforeseen")
+        why = causes.Cause.KILLED if exits.get(lost.number, 0) < 0 else causes.Cause.BUG
+        return Ending("failed", f"Process {lost.number + 1} of {processes} {said}{_tail(log)}", "unforeseen", why)
     peers = [ending for _, ending in ended if ending.cause == "peer"]
     if peers:
         return peers[0]
@@ -323,7 +348,7 @@ def verdict(ranks: Sequence[Rank], processes: int, code: int, stop_asked: bool, 
         reason = f"All processes are done, but who started them ended with exit code {code}.{_tail(log)}"
     else:
         reason = f"The {_many(processes)} did not start (exit code {code} of the launcher).{_tail(log)}"
-    return Ending("failed", reason, "unforeseen")
+    return Ending("failed", reason, "unforeseen", causes.Cause.BUG)
 
 
 def _exits(log: str) -> dict[int, int]:

@@ -20,6 +20,10 @@ from storage.records import Job
 def make_room(db: Database, folder: DataFolder, wanted: Callable[[Job], Wanted]) -> None:
     """Ask them.
 
+    The queue's order is kept, as `storage.jobs.claim_next` keeps it: while a job cannot have all the devices that
+    it waits for, none that suits it goes to a job behind it. So no chat leaves for the sake of that one: what it
+    left would only be kept for the first.
+
     Args:
         wanted: the slots that a queued job waits for.
     """
@@ -28,23 +32,26 @@ def make_room(db: Database, folder: DataFolder, wanted: Callable[[Job], Wanted])
         return
     active = store.active_jobs(db)
     taken = {slot for job in active if job.status is not JobStatus.STOPPING for slot in job.slots}
+    kept: set[str] = set()  # for jobs that stand before
     for job in waiting:
         slots, count = wanted(job)
-        coming = [slot for slot in slots if slot not in taken]  # free, or about to be
-        taken.update(coming[:count])  # kept for this job
+        coming = [slot for slot in slots if slot not in taken and slot not in kept]  # free, or about to be
         missing = count - len(coming)
         if missing <= 0:
+            kept.update(coming[:count])
             continue
+        suits = set(slots) - kept
         idle = [
             other
             for other in active
-            if other.kind == "serve" and set(other.slots) & set(slots) and not is_serving(folder, other)
+            if other.kind == "serve" and set(other.slots) & suits and not is_serving(folder, other)
         ]
         if len(idle) >= missing:
             for other in idle[:missing]:
                 store.move(db, other.id, JobStatus.STOPPING, f"left its device to job {job.id}")
                 RunFolder(folder.run(other.id)).ask_to_stop()
             return
+        kept |= suits
 
 
 def is_serving(folder: DataFolder, job: Job) -> bool:

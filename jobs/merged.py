@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from storage.errors import NotFound, UserError
 
@@ -28,14 +29,18 @@ class Merged:
     job: int
     created_at: str
     method: str = ""  #: of the adapter: SteerLM's weights are asked with its attribute string, merged or not
+    revision: str = ""  #: the base's commit, where it came from a hub
+    image_fit: str | None = None  #: what the processor does with images, and writes first (jobs/gpu/profiles.py);
+    system_prompt: str | None = None  #: None in folders of version 0.3 and before, which didn't tell
 
     def same_content(self, other: Merged) -> bool:
-        """Whether both are the same adapter merged into the same base in the same precision."""
-        return (self.base_model, self.adapter_sha256, self.dtype) == (
-            other.base_model,
-            other.adapter_sha256,
-            other.dtype,
+        """Whether both are the same adapter in the same base and precision, with the same processor."""
+        ours, others = (
+            (made.base_model, made.revision, made.adapter_sha256, made.dtype) for made in (self, other)
         )
+        told = None not in (self.image_fit, other.image_fit)
+        alike = (self.image_fit, self.system_prompt) == (other.image_fit, other.system_prompt)
+        return ours == others and (alike or not told)
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -72,8 +77,8 @@ def read_merged(folder: Path) -> Merged | None:
     except (OSError, ValueError, TypeError):
         return None
     # Such folders are carried from machine to machine: what stands there may be anything.
-    numbers = {"adapter", "job"}
-    fitting = (isinstance(value, int if name in numbers else str) for name, value in asdict(found).items())
+    kinds: dict[str, Any] = {"adapter": int, "job": int, "image_fit": str | None, "system_prompt": str | None}
+    fitting = (isinstance(value, kinds.get(name, str)) for name, value in asdict(found).items())
     return found if all(fitting) else None
 
 

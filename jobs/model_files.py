@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.models import location
+from jobs.hub import snapshot
+from jobs.models import is_hub_name, location
 from storage.errors import UserError
 
 #: Bytes a number; what isn't known counts as 2.
@@ -90,8 +91,11 @@ class ModelFiles:
         return sum(tensor.count for tensor in self.tensors.values())
 
 
-def find_model(name: str, models_dir: Path) -> ModelFiles | None:
+def find_model(name: str, models_dir: Path, revision: str = "") -> ModelFiles | None:
     """A model's files, where they are on this machine: in a folder, or whole in the hub's cache.
+
+    Args:
+        revision: of a hub's model.
 
     Returns:
         None where they aren't here yet, or not as safetensors.
@@ -101,7 +105,7 @@ def find_model(name: str, models_dir: Path) -> ModelFiles | None:
     """
     folder = location(name, models_dir)
     if folder is None:
-        folder = _cached(name)
+        folder = snapshot(name, revision) if is_hub_name(name) else None
     if folder is None or not (folder / "config.json").is_file():
         return None
     tensors = read_tensors(folder, "model")
@@ -112,17 +116,6 @@ def find_model(name: str, models_dir: Path) -> ModelFiles | None:
         if (folder / file).is_file():
             processor |= _read_json(folder / file)
     return ModelFiles(folder, _read_json(folder / "config.json"), tensors, processor)
-
-
-def _cached(name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor] | None:

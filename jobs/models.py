@@ -10,6 +10,8 @@ from storage.errors import UserError
 DEMO = "demo"
 DEMO_FOLDER = "demo-vlm"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_model(name: str) -> str:
@@ -33,10 +35,37 @@ def check_model(name: str) -> str:
         )
     if _HUB_NAME.fullmatch(name):
         return name
+    if name.startswith(("/", "~")):
+        raise UserError(
+            f"The base model {name[:200]!r} is not there: the folder was deleted, moved or renamed. Put it back, "
+            "or start the job again with a base model that is there."
+        )
     raise UserError(
         f"Unknown base model {name[:80]!r}: use 'demo', a folder that holds a model, "
         "or a hub name such as llava-hf/llava-1.5-13b-hf."
     )
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub's cache, or the hub, is where this model is looked for."""
+    return name != DEMO and _HUB_NAME.fullmatch(name) is not None and not Path(name).is_dir()
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is a whole commit, which means the same files for ever."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def check_revision(revision: str) -> str:
+    """A commit's, branch's or tag's name as it is; "" stands for `main`.
+
+    Raises:
+        ValueError: no hub has such a name; as a path it could lead out of the cache.
+    """
+    revision = revision.strip()
+    if revision and (not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > 200):
+        raise ValueError("give a commit, a branch or a tag of letters, digits, hyphens, dots and slashes")
+    return revision
 
 
 def location(name: str, models_dir: Path) -> Path | None:

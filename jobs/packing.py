@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from sqlite_utils import Database
 
+from jobs.as_trained import asked_as
 from jobs.configs import (
     ChecklistConfig,
+    DownloadConfig,
     GenerateConfig,
     JobConfig,
     JudgeConfig,
@@ -18,6 +20,7 @@ from jobs.configs import (
     TrainConfig,
     parse_config,
 )
+from jobs.hub import check_download
 from jobs.judges import rules
 from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
@@ -61,6 +64,9 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
         case PushConfig():
             check_push(config, settings.folder.models)
             return Freight([], adapters=(get_adapter(db, config.adapter),) if config.adapter is not None else ())
+        case DownloadConfig():
+            check_download(config)
+            return Freight([])
         case ServeConfig():
             adapters = tuple(adapter_of(db, adapter_id, config.model) for adapter_id in config.adapters)
             return Freight(rows=[], adapters=adapters)
@@ -83,7 +89,7 @@ def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
         )
     samples = get_samples(db, ids)
     images = images_shown(db, [sample.messages for sample in samples])
-    method = adapters[0].method if adapters else method_of(config.model)
+    method = asked_as(db, adapters[0]) if adapters else method_of(config.model)
     return Freight([generate_row(sample, images, method) for sample in samples], images, adapters)
 
 

@@ -3,8 +3,8 @@
 A data set's held-out rows are divided once more: one part is looked at along the run, the other once, at its end.
 So nothing is chosen by what is reported (paper.md, section 6). This division, the rows that a `fraction` takes and
 the pairs that `flip` turns round are drawn by the data set's hash, not by the configuration's seed: the runs of a
-sweep learn from the same rows and are measured on the same ones, whatever they vary. Fractions and flips are
-nested: the 25 % lie within the 50 %.
+sweep learn from the same rows and are measured on the same ones, whatever they vary. Fractions are nested: the
+25 % lie within the 50 %. So are flips at one fraction; across fractions they can't be, if each share is exact.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def learn(
         )
     splits = divide(dataset, pairs, samples, config.report_share)
     whole_pairs = [row for row in pairs if row.row["chosen"].strip() and row.row["rejected"].strip()]
-    of_pairs = [pair_row(row, splits[row.position], images, method) for row in whole_pairs]
+    of_pairs = [pair_row(row, splits[row.position], images, config.asked_as) for row in whole_pairs]
     if isinstance(config, DpoConfig):
         train = [row for row in of_pairs if row["split"] == "train"]
         rest = [row for row in of_pairs if row["split"] != "train"]
         empty = len(pairs) - len(whole_pairs)
     else:
         made = [
-            (row, answer_rows(row, splits[row.position], images, method))
+            (row, answer_rows(row, splits[row.position], images, method, config.asked_as))
             for row in samples
             if splits[row.position] != "report"
         ]
@@ -140,8 +140,9 @@ def divide(
 def chosen_rows(dataset: Dataset, train: Sequence[Row], fraction: float, flip: float) -> tuple[list[Row], int]:
     """The rows that a fraction takes, in their order, a share of them turned round; and how many were.
 
-    Both draws are the beginning of one order of all rows, seeded by the data set's hash: so a smaller share lies
-    within a larger one. At least one row is taken.
+    Both draws are the beginning of one order of all rows, seeded by the data set's hash: so a smaller fraction
+    lies within a larger one, and the rows turned round at one fraction within those of a larger flip. At least one
+    row is taken.
     """
     used = set(order_of(len(train), f"{dataset.hash}/fraction")[: max(1, round(len(train) * fraction))])
     among = [place for place in order_of(len(train), f"{dataset.hash}/flip") if place in used]

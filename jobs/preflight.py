@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 from sqlite_utils import Database
 
-from jobs import queue
+from jobs import disk_guard, hub, queue
 from jobs.configs import DpoConfig, TrainConfig, parse_config
+from jobs.disk import get_budget, measured
+from jobs.download import bytes_missing
 from jobs.model_files import (
     ModelFiles,
     Tensor,
@@ -32,8 +34,11 @@ from jobs.model_files import (
     read_tensors,
     weight_bytes,
 )
+from jobs.models import is_hub_name
 from jobs.out_of_memory import remedies
 from jobs.packing_training import Freight
+from jobs.places import models_folder
+from jobs.runs import RunFolder
 from jobs.settings import Settings
 from storage import jobs as store
 from storage.errors import UserError
@@ -85,6 +90,15 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A hub's model that isn't whole on this machine. `bytes` to download; None where the hub can't be asked."""
+
+    model: str
+    revision: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
 class Preflight:
     """What a training will need. None stands for what cannot be told.
 
@@ -99,6 +113,7 @@ class Preflight:
         seconds: of the whole run, from what `seconds_from` names.
         warnings: why it can't or won't run, each with a remedy.
         notes: what the figures leave out.
+        missing: the base, where it has to be downloaded first.
     """
 
     rows: int
@@ -118,6 +133,7 @@ class Preflight:
     seconds_from: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    missing: Missing | None = None
 
 
 def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, Any]) -> Preflight:
@@ -136,13 +152,18 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
     steps = steps_of(config, rows)
     device, free = roomiest(config, settings)
     notes: list[str] = []
-    files = find_model(config.model, settings.folder.models)
+    files = find_model(config.model, settings.folder.models, config.revision)
+    warnings: list[str] = []
+    missing = None
     parameters = trainable = memory = disk = None
     if files is None:
         notes.append(
             f"The weights of {config.model!r} aren't on this machine yet: parameters, memory and disk cannot "
             "be told."
         )
+        missing = missing_model(config)
+        if missing is not None:
+            warnings += _missing_warnings(missing)
     else:
         parameters = files.parameters
         adapter = started_from(settings, freight)
@@ -155,12 +176,8 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
     seconds, seconds_from = time_of(db, config, steps, device)
     copies = config.processes if device == "cpu" else 1
     free_disk = shutil.disk_usage(settings.folder.root).free
-    warnings = [*_memory_warnings(config, memory, copies, free, device)]
-    if disk is not None and disk > free_disk:
-        warnings.append(
-            f"Checkpoints and adapter take {gigabytes(disk)}, and the disk has {gigabytes(free_disk)} free. Set "
-            "keep_checkpoints to 0, or free some disk."
-        )
+    warnings += _memory_warnings(config, memory, copies, free, device)
+    warnings += disk_warnings(db, settings, disk, free_disk)
     if rows < config.global_batch:
         notes.append(
             f"One step takes all {rows:,} rows, since global_batch is {config.global_batch:,}. A smaller one "
@@ -184,7 +201,54 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
         seconds_from=seconds_from,
         warnings=tuple(warnings),
         notes=tuple(notes),
+        missing=missing,
     )
+
+
+def disk_warnings(db: Database, settings: Settings, disk: int | None, free: int) -> list[str]:
+    """What the disk and the data folder's budget have against it; the job would wait, or pause on its way."""
+    held = disk_guard.has_room(db, settings)
+    if held:
+        return [f"It would wait for room. {held}"]
+    if disk is None:
+        return []
+    takes = f"Checkpoints and adapter take {gigabytes(disk)}, and the"
+    if disk > free:
+        return [
+            f"{takes} disk has {gigabytes(free)} free: it would pause on its way. Set keep_checkpoints to 0, or "
+            "free some disk."
+        ]
+    budget = get_budget(db)
+    if budget is None:
+        return []
+    left = budget - measured(settings.folder).total
+    if disk > left:
+        return [
+            f"{takes} data folder has {gigabytes(left)} left of its budget of {gigabytes(budget)}: no other job "
+            "would start after it. Set keep_checkpoints to 0, delete runs, or set a larger budget."
+        ]
+    return []
+
+
+def missing_model(config: TrainConfig) -> Missing | None:
+    """What a hub's model still has to bring; None for `demo`, which is assembled, and for folders."""
+    if not is_hub_name(config.model):
+        return None
+    return Missing(config.model, config.revision, bytes_missing(config.model, config.revision))
+
+
+def _missing_warnings(missing: Missing) -> list[str]:
+    if hub.offline():
+        return [
+            f"The job would fail: {missing.model!r} isn't on this machine, and {hub.OFFLINE} is set. Unset it and "
+            "start Plumb again, or copy the model's folder here and give its path as the base model."
+        ]
+    if missing.bytes is None:
+        return [
+            f"The hub doesn't answer, and {missing.model!r} isn't on this machine: the job waits for it to be "
+            "downloaded, and fails where that can't be."
+        ]
+    return []
 
 
 def steps_of(config: TrainConfig, rows: int) -> int:
@@ -312,6 +376,20 @@ def disk_of(config: TrainConfig, trainable: int) -> int:
     return trainable * (CHECKPOINT_BYTES * checkpoints + ADAPTER_BYTES * weights)
 
 
+def checkpoint_bytes(run: RunFolder, config: TrainConfig) -> int:
+    """What one checkpoint of a frozen training takes; 0 where the base isn't on this machine.
+
+    Raises:
+        UserError: a file of the base is damaged, or the run folder's job.json.
+    """
+    files = find_model(config.model, models_folder(run, run.job()), config.revision)
+    if files is None:
+        return 0
+    starts = sorted((run.path / "data" / "adapters").glob("*/"))
+    adapter = read_tensors(starts[0], "adapter_model") if starts else None
+    return trainable_parameters(files, config, adapter or None) * CHECKPOINT_BYTES
+
+
 def _memory_warnings(
     config: TrainConfig, memory: Memory | None, copies: int, free: int | None, device: str
 ) -> Sequence[str]:
@@ -376,7 +454,7 @@ def time_of(db: Database, config: TrainConfig, steps: int, device: str) -> tuple
     """
     same = [
         job
-        for job in store.list_jobs(db, kind=config.kind, limit=500)
+        for job in store.list_jobs(db, kind=config.kind, limit=500, deleted=True)
         if _same_pace(job, config, device) and job.started_at
     ]
     same.sort(key=lambda job: job.config.get("dataset") != config.dataset)  # stable: the newest of each first

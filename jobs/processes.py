@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from storage.records import Attempt, Job
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVICE = "PLUMB_WORKER_DEVICE"
+RUN = "PLUMB_WORKER_RUN"  #: the run folder of a worker, in its environment and in that of all that it starts
 # Boot time is read anew by each process and may differ by a clock correction; PIDs are not reused so fast.
 START_TOLERANCE = 2.0  # seconds
 
@@ -46,6 +48,7 @@ def worker_environment(folder: DataFolder, job: Job) -> dict[str, str]:
     switch_off(environment)
     environment["PYTHONUNBUFFERED"] = "1"
     environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment[RUN] = str(folder.run(job.id))
     environment.pop(SERVE_KEY, None)
     if job.kind == "serve":
         environment[SERVE_KEY] = serve_key(folder, job.id)
@@ -72,6 +75,58 @@ def start_time(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+def find_worker(folder: DataFolder, job_id: int) -> psutil.Process | None:
+    """A job's worker by its words alone, for a supervisor whose forerunner died before it noted the PID."""
+    words = ["-m", "jobs.worker", str(folder.run(job_id))]
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[-3:] == words and process.environ().get(RUN) == words[-1]:
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def leftovers(folder: DataFolder, attempt: Attempt) -> list[psutil.Process]:
+    """Processes that a worker started and that have outlived it: they may hold its device's memory.
+
+    They are known by the run folder in their environment; where a process has overwritten that, by the worker's
+    session, in which there is no worker any more. A session that begins with somebody else's process is theirs.
+    """
+    run = str(folder.run(attempt.job_id))
+    own = {os.getpid(), os.getppid()}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid in own or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            environment = process.environ()
+            if environment.get(RUN) == run or (not environment and _is_orphan_of(process, attempt)):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _is_orphan_of(process: psutil.Process, attempt: Attempt) -> bool:
+    session = attempt.process_group
+    if session is None or attempt.pid_started is None or os.getsid(process.pid) != session:
+        return False
+    # The system gives a number that names a session to no new process; a leader is thus ours, or another's.
+    return not psutil.pid_exists(session) and process.create_time() > attempt.pid_started - START_TOLERANCE
+
+
+def end_all(processes: Sequence[psutil.Process], seconds: float = 5.0) -> list[psutil.Process]:
+    """End them hard and wait; returns those that live on, in the middle of a call to the system, say."""
+    for process in processes:
+        try:
+            process.kill()  # psutil sends nothing to a process that has taken over the PID
+        except psutil.Error:
+            pass
+    _, alive = psutil.wait_procs(list(processes), timeout=seconds)
+    return list(alive)
 
 
 def find_process(attempt: Attempt) -> psutil.Process | None:
@@ -110,6 +165,8 @@ def explain_exit(code: int | None) -> str:
     """How a process ended, in words. `None`: nobody saw it end."""
     if code is None:
         return "The worker is gone and left no last word: it was killed, or the machine was restarted."
+    if code == 128 + signal.SIGTERM:
+        code = -signal.SIGTERM  # it heard the signal before or after its work
     if code < 0:
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else str(-code)
         hint = " The kernel may have ended it for memory." if -code == signal.SIGKILL else ""

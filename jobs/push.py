@@ -21,6 +21,8 @@ import yaml
 from jobs.configs import PushConfig
 from jobs.merged import find_merged
 from jobs.models import DEMO
+from jobs.places import models_folder
+from jobs.pushed import is_local, local_paths, settings_for_hub, without_paths, without_people
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
@@ -118,11 +120,10 @@ def _upload(folder: Path, base: str, config: PushConfig, token: str, reporter: R
             f"The repository {config.repository!r} is there already and is public, and a private one was asked "
             "for. Make it private on the hub, choose another name, or push without “Private”."
         )
-    additions = []
+    additions, paths = [], local_paths(folder)
     for number, file in enumerate(files, start=1):
         reporter.check_stop()
-        content: str | bytes = card_for_hub(file) if file.name == CARD else str(file)
-        addition = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content)
+        addition = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content_for_hub(file, paths))
         api.preupload_lfs_files(config.repository, [addition], free_memory=False)
         additions.append(addition)
         reporter.progress(number, len(files), "files")
@@ -140,7 +141,7 @@ def source_of(run: RunFolder, job: JobFile, config: PushConfig) -> tuple[Path, s
         NotFound: the merged weights are not there.
     """
     if config.merged:
-        return find_merged(Path(job.models_dir), config.merged)[0], ""
+        return find_merged(models_folder(run, job), config.merged)[0], ""
     try:
         listed = json.loads((run.path / "data" / "adapters.json").read_text(encoding="utf-8"))
         folder = run.start_adapter(listed[str(config.adapter)]["sha256"])
@@ -169,6 +170,13 @@ def uploaded_files(folder: Path) -> list[Path]:
     return files
 
 
+def content_for_hub(file: Path, paths: list[str]) -> str | bytes:
+    """What goes to the hub of a file: its path, or its text without local paths and people's names."""
+    if file.name == CARD:
+        return without_people(without_paths(card_for_hub(file).decode(), paths)).encode()
+    return settings_for_hub(file, paths) or str(file)
+
+
 def card_for_hub(file: Path) -> bytes:
     """The card, without a `base_model` that a hub would refuse because no hub has it."""
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -192,10 +200,10 @@ def base_warning(base: str) -> str:
             "Others cannot load this adapter: its base is the demo VLM, which Plumb assembles and no hub has. "
             "Merge it and push the full weights."
         )
-    if base and (Path(base).is_absolute() or base.startswith((".", "~"))):
+    if is_local(base):
         return (
-            f"Others cannot load this adapter: its base, {Path(base).name}, is a folder of this machine, and the "
-            "card names its path. Merge the adapter and push the full weights, or train on a base that a hub has."
+            f"Others cannot load this adapter: its base, {Path(base).name}, is a folder of this machine. Merge "
+            "the adapter and push the full weights, or train on a base that a hub has."
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""Submitting and stopping jobs: what pages and commands share."""
+"""Submitting jobs: what pages and commands share. What is done with a job afterwards is in steering.py."""
 
 from __future__ import annotations
 
@@ -11,26 +11,49 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import KINDS, JobConfig, ModelConfig, TrainConfig, parse_config
-from jobs.judges import rules
+from jobs.as_trained import as_trained, asked_as
+from jobs.configs import JobConfig, ModelConfig, TrainConfig, parse_config
+from jobs.hub import pinned
 from jobs.models import check_model
 from jobs.packing import pack
 from jobs.packing_training import Freight
 from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate, wanted
 from jobs.reporter import versions
-from jobs.runs import PAUSE, JobFile, RunFolder
+from jobs.runs import JobFile, RunFolder
 from jobs.settings import Settings
 from jobs.standby import ensure_supervisor
 from storage import jobs as store
+from storage.adapters import get_adapter
 from storage.database import immediate
 from storage.errors import Conflict, UserError
 from storage.files import write_atomically
 from storage.images import image_path
-from storage.lifecycle import ENDED, JobStatus
+from storage.lifecycle import JobStatus
 from storage.records import Adapter, Job
 
-RESUMABLE = frozenset(kind for kind, config in KINDS.items() if config.resumable)
-PAUSABLE = frozenset(kind for kind, config in KINDS.items() if config.pausable)
+#: The three priorities and their words; a job of a higher one starts before all of a lower one.
+PRIORITIES: dict[int, str] = {-1: "low", 0: "normal", 1: "high"}
+MOST_RETRIES = 100
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where a job stands in the queue, and how the queue goes about it.
+
+    Attributes:
+        priority: one of `PRIORITIES`.
+        after: the id of a job that must be done before this one starts.
+        retries: how often it is tried again after attempts that died, by no fault of its settings, without having
+            come further.
+    """
+
+    priority: int = 0
+    after: int | None = None
+    retries: int = 4
+
+
+#: Of a job about which nobody says anything.
+PLAIN = Order()
 
 
 @dataclass(frozen=True)
@@ -42,14 +65,18 @@ class Prepared:
     freight: Freight
 
 
-def submit(db: Database, settings: Settings, kind: str, values: dict[str, Any], user: str) -> Job:
+def submit(
+    db: Database, settings: Settings, kind: str, values: dict[str, Any], user: str, order: Order = PLAIN
+) -> Job:
     """Check, freeze and queue a job, and see to it that a supervisor is there.
 
     Raises:
         UserError: a value is out of bounds; the model or device is unknown; there is nothing to do.
-        NotFound: the data set or the adapter is not there.
+        NotFound: the data set, the adapter, or the job that this one comes after is not there.
+        Conflict: the job that it comes after has failed or was stopped.
     """
-    job = enqueue(db, settings, prepare(db, settings, parse_config(kind, values)), user)
+    check_order(db, order)  # first: packing may take long
+    job = enqueue(db, settings, prepare(db, settings, parse_config(kind, values)), user, order)
     ensure_supervisor(settings)
     return job
 
@@ -70,7 +97,9 @@ def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freigh
         # A worker runs in another folder than the one who asks: a relative path means something there only.
         config = config.model_copy(update={"model": check_model(config.model)})
     file = check_processes(config, settings) if isinstance(config, TrainConfig) else None
+    config = as_trained(db, config)
     freight = freight or pack(db, settings, config)
+    config = pinned(config, [settings.folder.adapters / adapter.sha256 for adapter in freight.adapters])
     if file is not None:
         freight = replace(freight, files={**freight.files, ACCELERATE_FILE: file.text})
     return Prepared(config, device, freight)
@@ -81,6 +110,7 @@ def enqueue(
     settings: Settings,
     prepared: Prepared,
     user: str,
+    order: Order = PLAIN,
     *,
     sweep: int | None = None,
     begins_sweep: bool = False,
@@ -93,9 +123,14 @@ def enqueue(
 
     Raises:
         UserError: its run folder cannot be written.
+        NotFound: an adapter that it needs was deleted since it was prepared; or as `check_order`.
+        Conflict: as `check_order`.
     """
     config, freight = prepared.config, prepared.freight
     with immediate(db):
+        check_order(db, order)
+        for adapter in freight.adapters:
+            get_adapter(db, adapter.id)
         job = store.add_job(
             db,
             kind=config.kind,
@@ -106,94 +141,63 @@ def enqueue(
             dataset_id=freight.dataset.id if freight.dataset else None,
             adapter_id=getattr(config, "adapter", getattr(config, "start_adapter", None)),
             sweep=sweep,
+            priority=order.priority,
+            after_id=order.after,
+            retries=order.retries,
         )
         if begins_sweep:
             job = store.begin_sweep(db, job.id)
         # The folder is whole before the row can be seen: a supervisor never meets half a job.
-        _freeze(settings, job, freight)
+        _freeze(db, settings, job, freight)
     return job
 
 
-def stop(db: Database, settings: Settings, job_id: int) -> Job:
-    """Ask a job to stop; a queued one ends at once.
+def check_order(db: Database, order: Order) -> None:
+    """See that a job can stand in the queue like this.
 
     Raises:
-        NotFound: there is no such job.
-        Conflict: it has ended already.
+        UserError: priority or retries are out of bounds.
+        NotFound: the job that it comes after is not there.
+        Conflict: that job has failed or was stopped.
     """
-    with immediate(db):
-        job = store.get_job(db, job_id)
-        if job.status in ENDED:
-            raise Conflict(f"Job {job_id} has ended already ({job.status}).")
-        if job.status is JobStatus.QUEUED:
-            store.move(db, job_id, JobStatus.STOPPED, "stopped before it started")
-        elif job.status is not JobStatus.STOPPING:
-            store.move(db, job_id, JobStatus.STOPPING, "asked to stop")
-        if job.status is not JobStatus.QUEUED:
-            RunFolder(settings.folder.run(job_id)).ask_to_stop()
-    if job.status is not JobStatus.QUEUED:
-        ensure_supervisor(settings)
-    return store.get_job(db, job_id)
+    check_priority(order.priority)
+    check_retries(order.retries)
+    if order.after is not None:
+        check_leader(db, order.after)
 
 
-def pause(db: Database, settings: Settings, job_id: int) -> Job:
-    """Have a judge or checklist job ask nothing more until `go_on`; replies on their way are kept.
+def check_priority(priority: int) -> int:
+    """The priority as it is. Raises UserError where there is none such."""
+    if isinstance(priority, bool) or priority not in PRIORITIES:
+        told = [f"{number} ({word})" for number, word in PRIORITIES.items()]
+        raise UserError(f"priority = {priority!r}: give {', '.join(told[:-1])} or {told[-1]}.")
+    return priority
+
+
+def check_retries(retries: int) -> int:
+    """The number as it is. Raises UserError where it is out of bounds."""
+    if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MOST_RETRIES:
+        raise UserError(
+            f"retries = {retries!r}: give a whole number from 0 (never tried again) to {MOST_RETRIES}."
+        )
+    return retries
+
+
+def check_leader(db: Database, job_id: int) -> Job:
+    """The job that another is to come after.
 
     Raises:
-        NotFound: there is no such job.
-        Conflict: it is not at work, or of a kind that cannot pause.
+        NotFound: there is none such.
+        Conflict: it has ended otherwise than done, so that nothing can come after it.
     """
-    with immediate(db):  # a stop that is asked for meanwhile comes after, and wins
-        job = store.get_job(db, job_id)
-        if job.kind not in PAUSABLE or job.config.get("judge") == rules.NAME:
-            raise Conflict(f"Job {job_id} ({job.kind}) cannot pause; stop it instead.")
-        if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
-            raise Conflict(f"Job {job_id} is {job.status}; only a job at work can pause.")
-        RunFolder(settings.folder.run(job_id)).ask_to_pause()
-    return job
-
-
-def go_on(db: Database, settings: Settings, job_id: int) -> Job:
-    """End a pause; harmless where there is none.
-
-    Raises:
-        NotFound: there is no such job.
-        Conflict: it has been asked to stop, or has ended.
-    """
-    with immediate(db):
-        job = store.get_job(db, job_id)
-        if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
-            raise Conflict(f"Job {job_id} is {job.status}; there is no pause to end.")
-        if is_paused(settings, job_id):
-            RunFolder(settings.folder.run(job_id)).ask_nothing()
-    return job
-
-
-def is_paused(settings: Settings, job_id: int) -> bool:
-    return RunFolder(settings.folder.run(job_id)).asked() == PAUSE
-
-
-def resume(db: Database, settings: Settings, job_id: int) -> Job:
-    """Queue a stopped or failed job again; it goes on after what its run folder already holds.
-
-    Raises:
-        NotFound: there is no such job.
-        Conflict: it is not stopped or failed, of a kind that begins anew each time, or its adapter is gone.
-    """
-    with immediate(db):
-        job = store.get_job(db, job_id)
-        if job.kind not in RESUMABLE:
-            raise Conflict(f"Job {job_id} ({job.kind}) cannot go on where it ended; start it again.")
-        if not (settings.folder.run(job_id) / "job.json").exists():
-            raise Conflict(f"The run folder of job {job_id} is gone; start it again.")
-        asked = job.config.get("adapter", job.config.get("start_adapter"))
-        if job.adapter_id is None and asked is not None and job.kind not in ("push", "serve"):
-            # Its run folder still holds the files, but what it makes would be booked as the base's.
-            raise Conflict(f"Job {job_id} works with adapter {asked}, which was deleted; start it again without.")
-        job = store.requeue(db, job_id)
-        RunFolder(settings.folder.run(job_id)).ask_nothing()
-    ensure_supervisor(settings)
-    return job
+    leader = store.get_job(db, job_id)
+    if leader.status in (JobStatus.FAILED, JobStatus.STOPPED):
+        ended = "failed" if leader.status is JobStatus.FAILED else "was stopped"
+        raise Conflict(
+            f"Job {leader.id} ({leader.kind}) {ended}, so that nothing can come after it; resume it first, or run "
+            "it again and name the new job."
+        )
+    return leader
 
 
 def check_device(device: str | None, settings: Settings) -> str | None:
@@ -220,7 +224,7 @@ def check_processes(config: TrainConfig, settings: Settings) -> AccelerateFile |
     return file
 
 
-def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
+def _freeze(db: Database, settings: Settings, job: Job, freight: Freight) -> None:
     folder = settings.folder
     run = RunFolder(folder.run(job.id))
     if run.path.exists():
@@ -248,7 +252,7 @@ def _freeze(settings: Settings, job: Job, freight: Freight) -> None:
             freight.files,
         )
         named = {
-            str(adapter.id): {"sha256": adapter.sha256, "name": adapter.name, "method": adapter.method}
+            str(adapter.id): {"sha256": adapter.sha256, "name": adapter.name, "method": asked_as(db, adapter)}
             for adapter in freight.adapters
         }
         write_atomically(run.path / "data" / "adapters.json", json.dumps(named, indent=2) + "\n")

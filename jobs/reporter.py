@@ -3,7 +3,7 @@
 Every event is one JSON line with `kind` and `time` (seconds since the epoch). The supervisor reads them by
 byte offset. Kinds:
 
-    started    pid, pid_started, versions
+    started    pid, pid_started, versions, memory_kills (jobs/kernel.py)
     phase      text                                   what it is doing ("loading the model")
     progress   done, total, unit
     metric     step, values {name: number}
@@ -20,7 +20,9 @@ byte offset. Kinds:
     endpoint   port                                   of a `serve` job, on loopback
     note       text                                   for the person who reads the run
     heartbeat
-    end        status ("done" | "failed" | "stopped"), reason
+    end        status ("done" | "failed" | "stopped" | "paused"), reason, cause (jobs/causes.py)
+
+Beside it lies `reserve`, while a worker is at work: some bytes that make room for its last word on a full disk.
 """
 
 from __future__ import annotations
@@ -36,13 +38,25 @@ from typing import Any
 
 import psutil
 
+from jobs.causes import Cause, is_disk_full
+from jobs.kernel import memory_kills
 from jobs.runs import RunFolder
+
+HEADING = "=== "  #: before the first line of each attempt in log.txt
+RESERVE = "reserve"
+RESERVE_BYTES = 65_536
+#: Characters of a reason: it stands on a page, and the supervisor looks for it in the end of the file.
+LONGEST_REASON = 4_000
 
 JUDGES = ("google-generativeai", "google-genai", "openai")
 
 
 class Stopped(Exception):
     """The job was asked to stop and has put its things in order."""
+
+
+class Terminated(Stopped):
+    """The process was told to end by a signal, wherever it was in its work."""
 
 
 class Reporter:
@@ -71,7 +85,14 @@ class Reporter:
                     self._file.write(b"\n")
 
     def __enter__(self) -> Reporter:
-        self.event("started", pid=os.getpid(), pid_started=psutil.Process().create_time(), versions=versions())
+        self._set_aside()
+        self.event(
+            "started",
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            versions=versions(),
+            memory_kills=memory_kills(),
+        )
         self._thread.start()
         return self
 
@@ -79,6 +100,28 @@ class Reporter:
         self._closed.set()
         self._thread.join(timeout=2)
         self._file.close()
+        self._give_back()
+
+    def _set_aside(self) -> None:
+        """Real bytes, which no file system keeps as a hole or packs; where there is no room, there is none."""
+        reserve = self._run.path / RESERVE
+        try:
+            if reserve.exists() and reserve.stat().st_size == RESERVE_BYTES:
+                return  # of a worker that was killed
+            with reserve.open("wb") as file:
+                file.write(os.urandom(RESERVE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._give_back()
+            if not is_disk_full(error):
+                raise
+
+    def _give_back(self) -> None:
+        try:
+            (self._run.path / RESERVE).unlink(missing_ok=True)
+        except OSError:  # a folder that is read-only by now: nothing depends on it
+            pass
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event as one write, so that a reader sees whole lines or a torn last one."""
@@ -108,8 +151,20 @@ class Reporter:
     def note(self, text: str) -> None:
         self.event("note", text=text)
 
-    def end(self, status: str, reason: str = "") -> None:
-        self.event("end", status=status, reason=reason)
+    def end(self, status: str, reason: str = "", cause: str = Cause.NONE) -> None:
+        """The last word; on a full disk it takes the place of the reserve.
+
+        Raises:
+            OSError: it could not be written all the same.
+        """
+        words = {"status": status, "reason": reason[:LONGEST_REASON], "cause": str(cause)}
+        try:
+            self.event("end", **words)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self._give_back()
+            self.event("end", **words)
 
     def stop_requested(self) -> bool:
         return self._run.stop_requested()
@@ -128,7 +183,15 @@ class Reporter:
             try:
                 self.event("heartbeat")
             except OSError as error:  # a full disk, say: the next beat may come through
-                print(f"heartbeat: {error}", file=sys.stderr)
+                say(f"heartbeat: {error}")
+
+
+def say(text: str) -> None:
+    """A line for the log, which may lie on a disk that is full."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def versions() -> dict[str, str]:

@@ -79,7 +79,7 @@ def judge_row(
 
 
 def pair_row(row: DatasetRow, split: str, images: Mapping[str, Image], method: str = "dpo") -> Row:
-    """A pair; for SteerLM it is asked with all five values at 4."""
+    """A pair, asked as adapters of this method are; SteerLM's with all five values at 4."""
     return {
         "kind": "pair",
         "split": split,
@@ -96,11 +96,17 @@ def flipped(row: Row) -> Row:
     return {**row, "chosen": row["rejected"], "rejected": row["chosen"], "flipped": True}
 
 
-def answer_rows(row: DatasetRow, split: str, images: Mapping[str, Image], method: str) -> list[Row]:
+def answer_rows(
+    row: DatasetRow, split: str, images: Mapping[str, Image], method: str, asked_as: str = ""
+) -> list[Row]:
     """What a method learns from a sample (paper.md, section 4); empty answers are never learnt.
 
     steerlm: every scored answer, after its own values. rejection: the best one (`best_answer`). sft: the
     reference.
+
+    Args:
+        asked_as: the method as which the adapter will be asked, where that is another: what goes on from SteerLM
+            learns its answers after all five values at 4.
     """
     messages = with_file_names(row.row["messages"], images)
     made = {"kind": "answer", "split": split, "sample_id": row.sample_id}
@@ -111,7 +117,8 @@ def answer_rows(row: DatasetRow, split: str, images: Mapping[str, Image], method
             if answer["text"].strip()
         ]
     text = row.row["reference"] if method == "sft" else best_answer(row.row["answers"])
-    return [{**made, "messages": messages, "answer": text}] if text and text.strip() else []
+    asked = asked_of(asked_as or method, messages)
+    return [{**made, "messages": asked, "answer": text}] if text and text.strip() else []
 
 
 def best_answer(answers: Sequence[Mapping[str, Any]]) -> str | None:

@@ -13,6 +13,8 @@ runs/<job>/checkpoints/   a training's last ones, until its adapter is there; be
 runs/<job>/metrics.jsonl  tensorboard/ seen/ (the watched pictures as the model sees them)
 runs/<job>/ranks/         how each of several processes ended
 runs/<job>/adapter/       what a training leaves
+runs/<job>/shared/        models, references and a ledger, where it is run without its data folder (jobs/places.py)
+runs/<job>/commit         what a download fetches, where no hub could be asked when it was queued
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ STOP, PAUSE = "stop", "pause"
 
 
 class JobFile(BaseModel):
-    """What job.json holds. Paths in it are relative to the run folder, but for `models_dir`."""
+    """What job.json holds. The three folders are those of the machine that froze it (jobs/places.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,20 +1,31 @@
-"""Having a supervisor at work: one per data folder, by file lock."""
+"""Having a supervisor at work: one per data folder, by file lock.
+
+Whoever submits a job starts one, and the app sees to it that there is one as long as a job is open: a supervisor
+that was killed is missed within seconds.
+"""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from jobs.processes import PROJECT
 from jobs.settings import Settings
+from storage import jobs as store
+from storage.database import session
+from storage.errors import PlumbError
 from storage.folder import DataFolder
 
 POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 3.0
+WATCH_SECONDS = 2.0
+BEGIN_SECONDS = 10.0  # a supervisor has its lock about a second after its start, on a busy machine later
 
 
 def lock_of(folder: DataFolder) -> FileLock:
@@ -76,3 +87,28 @@ def _hand_over(folder: DataFolder, lock: FileLock) -> bool:
 
 def hand_over_note(folder: DataFolder) -> Path:
     return folder.runtime / "supervisor.hand-over"
+
+
+def watch_over(settings: Settings, ended: threading.Event | None = None) -> threading.Thread:
+    """Start a thread that brings the supervisor back while there are open jobs, until this process ends.
+
+    Args:
+        ended: set it to have the thread end before.
+    """
+    ended = ended or threading.Event()
+
+    def watch() -> None:
+        pause = BEGIN_SECONDS  # `serve` has just started one
+        while not ended.wait(pause):
+            pause = WATCH_SECONDS
+            try:
+                with session(settings.folder, busy_seconds=WATCH_SECONDS) as db:
+                    wanted = store.count_open(db) > 0
+                if wanted and ensure_supervisor(settings):
+                    pause = BEGIN_SECONDS
+            except (PlumbError, sqlite3.Error, OSError):
+                continue  # a locked database, a full disk: it may pass
+
+    thread = threading.Thread(target=watch, name="supervisor's watch", daemon=True)
+    thread.start()
+    return thread

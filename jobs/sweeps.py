@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from jobs import queue
+from jobs import queue, steering
 from jobs.configs import KINDS, JobConfig, TrainConfig, parse_config
 from jobs.packing_training import Freight
 from jobs.settings import Settings
@@ -111,7 +111,13 @@ def combinations(kind: str, grid: Grid) -> list[dict[str, Any]]:
 
 
 def submit_sweep(
-    db: Database, settings: Settings, kind: str, values: Mapping[str, Any], grid: Grid, user: str
+    db: Database,
+    settings: Settings,
+    kind: str,
+    values: Mapping[str, Any],
+    grid: Grid,
+    user: str,
+    order: queue.Order = queue.PLAIN,
 ) -> list[Job]:
     """Queue a job for each combination of the grid's values.
 
@@ -121,11 +127,14 @@ def submit_sweep(
     Args:
         values: the settings that all share; the grid's come over them.
         grid: values of a field, by its name; see `combinations`.
+        order: of each of them; among themselves they stand in the order of the combinations.
 
     Raises:
         UserError: the grid can't be used, or one of its jobs can't; the text tells which.
-        NotFound: the data set or the adapter is not there.
+        NotFound: the data set, the adapter, or the job that these come after is not there.
+        Conflict: the job that these come after has failed or was stopped.
     """
+    queue.check_order(db, order)
     points = combinations(kind, grid)
     differing = [name for name, several in grid.items() if len(several) > 1]
     base = str(values.get("name") or f"{values.get('dataset', '')}-{kind}")
@@ -138,7 +147,7 @@ def submit_sweep(
         found = queue.prepare(db, settings, config, packed.get(key))
         packed[key] = found.freight
         prepared.append(found)
-    jobs = _queue_all(db, settings, prepared, user)
+    jobs = _queue_all(db, settings, prepared, user, order)
     ensure_supervisor(settings)
     return jobs
 
@@ -150,16 +159,18 @@ def _config(kind: str, values: dict[str, Any], point: Mapping[str, Any]) -> JobC
         raise UserError(f"sweep, {suffix(point)}: {error} Nothing was queued.") from error
 
 
-def _queue_all(db: Database, settings: Settings, prepared: Sequence[queue.Prepared], user: str) -> list[Job]:
+def _queue_all(
+    db: Database, settings: Settings, prepared: Sequence[queue.Prepared], user: str, order: queue.Order
+) -> list[Job]:
     jobs: list[Job] = []
     try:
         for one in prepared:
             first = jobs[0].id if jobs else None
-            jobs.append(queue.enqueue(db, settings, one, user, sweep=first, begins_sweep=first is None))
+            jobs.append(queue.enqueue(db, settings, one, user, order, sweep=first, begins_sweep=first is None))
     except PlumbError as error:  # the disk is full: half a sweep is none
         for job in jobs:
             with contextlib.suppress(Conflict):  # it has ended meanwhile
-                queue.stop(db, settings, job.id)
+                steering.stop(db, settings, job.id)
         raise UserError(f"Job {len(jobs) + 1} of {len(prepared)}: {error} The others were stopped.") from error
     return jobs
 
@@ -172,7 +183,7 @@ def stop_sweep(db: Database, settings: Settings, sweep: int) -> int:
     asked = 0
     for job in reversed(store.sweep_jobs(db, sweep)):
         with contextlib.suppress(Conflict):  # it has ended
-            queue.stop(db, settings, job.id)
+            steering.stop(db, settings, job.id)
             asked += 1
     return asked
 

@@ -1,20 +1,28 @@
-"""`python -m storage`: stats, check, backup, import."""
+"""`python -m storage`: stats, check, backup, restore, import."""
 
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
+import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from storage import upkeep
+from storage import backup as backups
+from storage import repair, upkeep
+from storage import restore as restoring
 from storage.database import migrate, session
 from storage.easy_vqa import import_easy_vqa
 from storage.errors import PlumbError, UserError
 from storage.folder import DataFolder, default_folder
+from storage.manifest import CHECKPOINTS, LEFT_OUT
+from storage.units import in_words
+from storage.upkeep import Finding
 
 app = typer.Typer(help="Look after Plumb's data folder.", no_args_is_help=True, add_completion=False)
 
@@ -22,10 +30,22 @@ Data = Annotated[Path | None, typer.Option("--data", help="the data folder [PLUM
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def chosen(data: Path | None) -> DataFolder:
+    return DataFolder(data.expanduser().resolve()) if data else default_folder()
+
+
 def opened(data: Path | None) -> DataFolder:
-    folder = (DataFolder(data.expanduser().resolve()) if data else default_folder()).create()
+    folder = chosen(data).create()
     migrate(folder)
     return folder
+
+
+def local_user() -> str:
+    """Who restores, as the operating system knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "user"
 
 
 def answer(as_json: bool, values: dict[str, Any], text: str) -> None:
@@ -42,29 +62,110 @@ def stats(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(data: Data = None, as_json: AsJson = False) -> None:
-    """Integrity, orphans, missing files; exit code 1 if anything is wrong."""
-    folder = opened(data)
-    with session(folder) as db:
-        findings = upkeep.check(db, folder)
-    answer(
-        as_json,
-        {"ok": not findings, "findings": [dataclasses.asdict(finding) for finding in findings]},
-        "\n".join(f"{finding.kind}: {finding.what}" for finding in findings) or "Nothing is wrong.",
-    )
+def check(
+    data: Data = None,
+    as_json: AsJson = False,
+    hashes: Annotated[bool, typer.Option("--hashes", help="read all files, and compare their content")] = False,
+    mend: Annotated[bool, typer.Option("--repair", help="put right what can be; see lost+found/")] = False,
+) -> None:
+    """Integrity, orphans, missing and unnamed files; exit code 1 if anything is wrong."""
+    folder = chosen(data)
+    done: tuple[str, ...] = ()
+    notes: Path | None = None
+    if mend:
+        repaired = repair.repair(folder.create(), hashes)
+        done, findings, notes = repaired.done, list(repaired.left), repaired.notes
+    else:
+        findings = inspect(data, hashes)
+    told = [
+        *done,
+        *([f"What was taken away is noted in {notes}."] if notes else []),
+        *(f"{finding.kind}: {finding.what}" for finding in findings),
+        *([] if findings else ["Nothing is wrong." if not done else "Nothing is wrong any more."]),
+    ]
+    values: dict[str, Any] = {"ok": not findings, "findings": [dataclasses.asdict(one) for one in findings]}
+    if mend:
+        values |= {"repaired": list(done), "notes": str(notes) if notes else None}
+    answer(as_json, values, "\n".join(told))
     if findings:
         raise typer.Exit(1)
 
 
+def inspect(data: Path | None, hashes: bool) -> list[Finding]:
+    """What is wrong, also where so much is that the database cannot even be opened."""
+    try:
+        folder = opened(data)
+        with session(folder) as db:
+            return upkeep.check(db, folder, hashes)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return [Finding("integrity", str(error))]
+
+
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="a file that is not there yet")],
+    target: Annotated[
+        Path, typer.Argument(help="a file that is not there yet, as plumb.tar; plumb.db for the database alone")
+    ],
     data: Data = None,
     as_json: AsJson = False,
+    with_checkpoints: Annotated[
+        bool, typer.Option("--with-checkpoints", help="also the checkpoints of trainings, which may be large")
+    ] = False,
 ) -> None:
-    """Copy the database, also while Plumb runs. Images and adapters are not in it."""
-    size = upkeep.backup(opened(data), file)
-    answer(as_json, {"file": str(file), "bytes": size}, f"{file}: {size} bytes")
+    """Keep database, images, adapters, judges' files and run folders, also while Plumb runs."""
+    folder = chosen(data)
+    if target.suffix == ".db":
+        size = backups.backup_database(folder, target)
+        answer(as_json, {"file": str(target), "bytes": size}, f"{target}: {size} bytes")
+        return
+    if target.suffix != ".tar":
+        raise UserError(f"{target}: let the name end in .tar, or in .db for the database alone.")
+    kept = backups.backup(folder, target, with_checkpoints, Progress("kept"))
+    told = [
+        f"{target}: {kept.files:,} files, {in_words(kept.bytes)}",
+        *(f"Not in it: {name} (it is missing)" for name in kept.missing),
+        *(f"In it, though damaged: {name}" for name in kept.damaged),
+        f"Left out: {'; '.join((*LEFT_OUT, *(() if with_checkpoints else CHECKPOINTS)))}.",
+    ]
+    values = {"file": str(target), **dataclasses.asdict(kept), "target": str(target), "left_out": list(LEFT_OUT)}
+    answer(as_json, values, "\n".join(told))
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="a .tar file that `python -m storage backup` wrote")],
+    data: Data = None,
+    as_json: AsJson = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="move what is there aside, to a folder whose name ends in .before-<time>"),
+    ] = False,
+) -> None:
+    """Make a data folder of a backup; it must be empty or not there yet."""
+    done = restoring.restore(file, chosen(data), local_user(), replace, Progress("restored"))
+    values = {
+        **{name: value for name, value in dataclasses.asdict(done).items() if name not in ("folder", "moved")},
+        "folder": str(done.folder.root),
+        "moved": str(done.moved) if done.moved else None,
+    }
+    answer(as_json, values, "\n".join(restoring.describe(done)))
+
+
+class Progress:
+    """A line on standard error now and then; on a terminal always the same one."""
+
+    def __init__(self, word: str) -> None:
+        self._word, self._told = word, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        here = sys.stderr.isatty()
+        if time.monotonic() - self._told < (0.5 if here else 10.0):
+            return
+        self._told = time.monotonic()
+        line = f"{in_words(done)} of {in_words(total)} {self._word}"
+        print(f"\r\x1b[K{line}" if here else line, end="" if here else "\n", file=sys.stderr, flush=True)
 
 
 @app.command("import")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +28,47 @@ def keep_adapter(folder: DataFolder, source: Path) -> tuple[str, int]:
     Raises:
         UserError: the folder has no safetensors file.
     """
-    files = sorted(file for file in source.iterdir() if file.is_file()) if source.is_dir() else []
+    files = _files_of(source)
     if not any(file.suffix == ".safetensors" for file in files):
         raise UserError(f"{source} holds no adapter: there is no .safetensors file in it.")
-    digest = hashlib.sha256()
+    sha256 = hash_adapter(source)
     for file in files:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    sha256 = digest.hexdigest()
-    for file in files:
-        link_or_copy(file, folder.adapters / sha256 / file.name)
+        try:
+            link_or_copy(file, folder.adapters / sha256 / file.name)
+        except FileNotFoundError:  # the folder went just now, with another adapter of the same files
+            link_or_copy(file, folder.adapters / sha256 / file.name)
     return sha256, sum(file.stat().st_size for file in files)
+
+
+def is_kept(folder: DataFolder, source: Path, sha256: str) -> bool:
+    """Whether all that `keep_adapter` put under this address is there still.
+
+    Whoever adds the adapter's row asks in the same transaction: another adapter with the same files may have been
+    deleted since they were kept.
+    """
+    there = {file.name: file.stat().st_size for file in _files_of(folder.adapters / sha256)}
+    return all(there.get(file.name) == file.stat().st_size for file in _files_of(source))
+
+
+def hash_adapter(source: Path) -> str:
+    """The content address of an adapter's folder; that of nothing where it is not there."""
+    hashes = {}
+    for file in _files_of(source):
+        with file.open("rb") as opened:
+            hashes[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return address_of(hashes)
+
+
+def address_of(hashes: Mapping[str, str]) -> str:
+    """The content address of an adapter whose files have these sha256, by name (pure)."""
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(hashes.items()):
+        digest.update(f"{name}\0{sha256}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
 
 def add_adapter(db: Database, job: Job, name: str, sha256: str, size: int, base_model: str, method: str) -> None:
@@ -144,10 +176,29 @@ def delete_adapter(db: Database, folder: DataFolder, adapter_id: int) -> bool:
         # Jobs that have ended and left nothing of it keep its number in their frozen settings.
         db.conn.execute("UPDATE jobs SET adapter_id = NULL WHERE adapter_id = ?", [adapter.id])
         db.conn.execute("DELETE FROM adapters WHERE id = ?", [adapter.id])
-    if uses.twins:
+    if not _remove_files(db, folder, adapter.sha256):
         return False
-    shutil.rmtree(folder.adapters / adapter.sha256, ignore_errors=True)
-    shutil.rmtree(folder.run(adapter.job_id) / "adapter", ignore_errors=True)
+    for run in (folder.run(adapter.job_id), folder.binned(adapter.job_id)):
+        shutil.rmtree(run / "adapter", ignore_errors=True)
+    return True
+
+
+def _remove_files(db: Database, folder: DataFolder, sha256: str) -> bool:
+    """Remove an adapter's files unless a row names them; whether they went.
+
+    The rename stands in a write transaction, as does the look of `is_kept`: of a worker's new adapter with the
+    same files either the row is there before it, and they stay, or they are missed and kept again. A crash in
+    between leaves files that nothing names, never a row without files.
+    """
+    gone = folder.adapters / f".{sha256}.gone-{secrets.token_hex(4)}"
+    with immediate(db):
+        if count(db, "SELECT count(*) FROM adapters WHERE sha256 = ?", [sha256]):
+            return False
+        try:
+            (folder.adapters / sha256).rename(gone)
+        except OSError:  # gone already, or not ours to move: then nothing names it, and the check tells of it
+            return True
+    shutil.rmtree(gone, ignore_errors=True)
     return True
 
 

@@ -119,10 +119,15 @@ def immediate(db: Database) -> Iterator[Database]:
         raise _translated(error, None) from error
     try:
         yield db
+        db.conn.execute("COMMIT")
     except BaseException:
-        db.conn.execute("ROLLBACK")
+        _roll_back(db)
         raise
-    db.conn.execute("COMMIT")
+
+
+def _roll_back(db: Database) -> None:
+    if db.conn.in_transaction:  # on a full disk SQLite may have done so by itself
+        db.conn.execute("ROLLBACK")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sqlite_utils import Database
 
 from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
-from storage.records import METRICS, Dataset, DatasetRow, PairStatus, Rater, Split, now
+from storage.records import METRICS, Dataset, DatasetRow, Message, PairStatus, Rater, Split, now
 from storage.rows import Row, marks, one, rows, with_json
 from storage.samples import images_of
 from storage.scores import list_raters
@@ -46,7 +46,7 @@ class PairSources:
 def pairs_to_freeze(db: Database, statuses: Sequence[PairStatus]) -> list[Row]:
     """The pairs of these statuses as rows {pair_id, sample_id, messages, chosen, rejected, images, …}, by id.
 
-    `images` is what the split goes by: the images' sha256, or a key of the sample where it has none.
+    `images` is what the split goes by: the images' sha256, or that of the messages of a sample that has none.
     """
     found = rows(
         db,
@@ -79,8 +79,17 @@ def samples_with_reference(db: Database) -> set[int]:
 
 def _with_images(row: Row) -> Row:
     row["messages"] = json.loads(row["messages"])
-    row["images"] = images_of(row["messages"]) or [f"sample:{row['sample_id']}"]
+    row["images"] = images_of(row["messages"]) or [_key_of(row["messages"])]
     return row
+
+
+def _key_of(messages: Sequence[Message]) -> str:
+    """What a sample without images is split by: its text, so that no id of this database decides.
+
+    Sets frozen by earlier versions have `sample:<id>` there.
+    """
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return f"messages:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def sources_of_pairs(db: Database, statuses: Sequence[PairStatus]) -> PairSources:
@@ -271,6 +280,12 @@ def hash_rows(splits: Sequence[str], frozen: Sequence[Row]) -> str:
         digest.update(json.dumps([split, _content(row)], ensure_ascii=False, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def dataset_hash(db: Database, dataset_id: int) -> str:
+    """The hash of a data set's rows as they are stored now: that which it was frozen with."""
+    found = rows(db, "SELECT split, row FROM dataset_rows WHERE dataset_id = ? ORDER BY position", [dataset_id])
+    return hash_rows([row["split"] for row in found], [json.loads(row["row"]) for row in found])
 
 
 def _content(row: Row) -> Row:

@@ -11,6 +11,9 @@ import platformdirs
 
 from storage.errors import UserError
 
+#: Lies in a data folder while a backup is restored into it (`storage.restore`).
+RESTORING = "restoring.json"
+
 
 def default_root() -> Path:
     """Where data is kept unless a flag says otherwise: `PLUMB_DATA`, or the platform's place for it."""
@@ -69,15 +72,29 @@ class DataFolder:
         """Locks, the supervisor's log and the key of this data folder; nothing worth a backup."""
         return self.root / "runtime"
 
+    @property
+    def bin(self) -> Path:
+        """Deleted run folders, until they are restored or purged: one rename moves a folder here."""
+        return self.runs / ".bin"
+
     def run(self, job_id: int) -> Path:
         return self.runs / f"{job_id:06d}"
+
+    def binned(self, job_id: int) -> Path:
+        """Where a deleted job's run folder lies."""
+        return self.bin / self.run(job_id).name
 
     def create(self) -> DataFolder:
         """Make the folder and its parts.
 
         Raises:
-            UserError: the folder cannot be created or written.
+            UserError: the folder cannot be created or written, or a restore into it was not finished.
         """
+        if (self.root / RESTORING).exists():
+            raise UserError(
+                f"The restore of a backup into {self.root} was not finished. Run `python -m storage restore` once "
+                "more, or point --data at another folder."
+            )
         try:
             parts = (
                 self.images,

@@ -47,6 +47,15 @@ def ensure_image(db: Database, folder: DataFolder, data: bytes, name: str = "ima
     return image
 
 
+def make_thumbnail(folder: DataFolder, image: Image) -> None:
+    """Write the thumbnail of a stored image anew.
+
+    Raises:
+        OSError, ValueError, SyntaxError: the image cannot be read.
+    """
+    _write(thumbnail_path(folder, image.sha256), _thumbnail(image_path(folder, image).read_bytes()))
+
+
 def ensure_image_file(db: Database, folder: DataFolder, path: Path) -> Image:
     """`ensure_image` for a file.
 

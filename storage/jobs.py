@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from sqlite_utils import Database
@@ -13,10 +13,19 @@ from storage.errors import Conflict, NotFound
 from storage.lifecycle import ACTIVE, ENDED, JobStatus, sources
 from storage.records import Attempt, Job, now
 from storage.rows import Row, count, marks, one, rows, with_json
+from storage.settings import get_setting
 from storage.users import ensure_user
 
 #: The order of the queue.
 ORDER = "priority DESC, coalesce(place, id), id"
+
+#: The setting that holds the queue, while there is one: nothing is claimed (`jobs.steering.hold_queue`).
+HELD = "queue_held"
+
+#: No job is made to wait longer before a new try: one that would, waits by a clock that was set back meanwhile.
+LONGEST_PAUSE = timedelta(minutes=15)
+
+_LARGEST_ID = 2**63 - 1
 
 
 def add_job(
@@ -30,12 +39,15 @@ def add_job(
     dataset_id: int | None = None,
     adapter_id: int | None = None,
     sweep: int | None = None,
+    priority: int = 0,
+    after_id: int | None = None,
+    retries: int = 4,
 ) -> Job:
+    """Queue a job, as the last of its priority."""
     ensure_user(db, user)
     cursor = db.conn.execute(
-        "INSERT INTO jobs"
-        " (kind, status, config, slot_kind, device, user, dataset_id, adapter_id, sweep, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (kind, status, config, slot_kind, device, user, dataset_id, adapter_id, sweep,"
+        " priority, after_id, retries, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             kind,
             JobStatus.QUEUED,
@@ -46,25 +58,43 @@ def add_job(
             dataset_id,
             adapter_id,
             sweep,
+            priority,
+            after_id,
+            retries,
             now(),
         ],
     )
-    return get_job(db, int(cursor.lastrowid or 0))
+    job_id = int(cursor.lastrowid or 0)
+    # A job without a place stands where its id says, which others may have been moved behind.
+    db.conn.execute(
+        "UPDATE jobs SET place = (SELECT max(place) + 1 FROM jobs)"
+        " WHERE id = ? AND id <= (SELECT max(place) FROM jobs)",
+        [job_id],
+    )
+    return get_job(db, job_id)
 
 
 def get_job(db: Database, job_id: int) -> Job:
     """Raises NotFound."""
-    found = one(db, "SELECT * FROM jobs WHERE id = ?", [job_id])
+    found = one(db, "SELECT * FROM jobs WHERE id = ?", [job_id]) if 0 <= job_id <= _LARGEST_ID else None
     if found is None:
         raise NotFound(f"There is no job {job_id}; `python -m jobs list` shows those there are.")
     return _job(found)
 
 
 def list_jobs(
-    db: Database, kind: str | None = None, statuses: Sequence[JobStatus] = (), limit: int = 200
+    db: Database,
+    kind: str | None = None,
+    statuses: Sequence[JobStatus] = (),
+    limit: int = 200,
+    deleted: bool = False,
 ) -> list[Job]:
-    """Newest first."""
-    conditions, values = ["1"], []
+    """Newest first.
+
+    Args:
+        deleted: with those whose run was deleted.
+    """
+    conditions, values = ["1" if deleted else "deleted_at IS NULL"], []
     if kind:
         conditions.append("kind = ?")
         values.append(kind)
@@ -87,7 +117,7 @@ def active_jobs(db: Database) -> list[Job]:
 
 
 def count_open(db: Database) -> int:
-    """How many jobs are queued or at work."""
+    """How many jobs are queued, at work, or paused until there is room on the disk."""
     open_states = [str(status) for status in JobStatus if status not in ENDED]
     return count(db, f"SELECT count(*) FROM jobs WHERE status IN ({marks(open_states)})", open_states)
 
@@ -112,7 +142,8 @@ def begin_sweep(db: Database, job_id: int) -> Job:
 
 def sweep_jobs(db: Database, sweep: int) -> list[Job]:
     """The jobs of a grid, oldest first; empty where there is none of that number."""
-    return [_job(row) for row in rows(db, "SELECT * FROM jobs WHERE sweep = ? ORDER BY id", [sweep])]
+    found = rows(db, "SELECT * FROM jobs WHERE sweep = ? AND deleted_at IS NULL ORDER BY id", [sweep])
+    return [_job(row) for row in found]
 
 
 def sweep_states(db: Database, sweeps: Sequence[int]) -> dict[int, dict[JobStatus, int]]:
@@ -120,7 +151,8 @@ def sweep_states(db: Database, sweeps: Sequence[int]) -> dict[int, dict[JobStatu
     found: dict[int, dict[JobStatus, int]] = {}
     for row in rows(
         db,
-        f"SELECT sweep, status, count(*) AS n FROM jobs WHERE sweep IN ({marks(sweeps)}) GROUP BY sweep, status",
+        f"SELECT sweep, status, count(*) AS n FROM jobs WHERE sweep IN ({marks(sweeps)}) AND deleted_at IS NULL"
+        " GROUP BY sweep, status",
         list(sweeps),
     ):
         found.setdefault(row["sweep"], {})[JobStatus(row["status"])] = row["n"]
@@ -135,14 +167,28 @@ def queued_jobs(db: Database, slot_kind: Literal["device", "network"] | None = N
 
 
 def is_due(db: Database, job: Job, at: str | None = None) -> bool:
-    """Whether nothing but a free slot keeps a queued job waiting: no other job, and no pause before a new try.
+    """Whether nothing but a free slot keeps a queued job waiting.
+
+    Neither a held queue, nor another job that it comes after, nor a pause before a new try.
 
     Args:
         at: the time, as `records.now` gives it; None for now.
     """
-    if job.not_before is not None and job.not_before > (at or now()):
+    if get_setting(db, HELD) is not None or resting_until(job, at) is not None:
         return False
     return job.after_id is None or get_job(db, job.after_id).status is JobStatus.DONE
+
+
+def resting_until(job: Job, at: str | None = None) -> datetime | None:
+    """When a queued job may be tried again; None where it may be at once.
+
+    Args:
+        at: as for `is_due`.
+    """
+    if job.not_before is None:
+        return None
+    until, clock = datetime.fromisoformat(job.not_before), datetime.fromisoformat(at or now())
+    return until if clock < until <= clock + LONGEST_PAUSE else None
 
 
 def claim_next(
@@ -155,7 +201,8 @@ def claim_next(
 
     A job that finds fewer free slots than it wants has those kept for it: later jobs don't overtake it there. So
     a job for many devices starts as soon as enough earlier ones have ended, whatever else is queued, and no two
-    jobs can each hold what the other waits for. A job that is not due (`is_due`) keeps nothing for itself.
+    jobs can each hold what the other waits for. A job that is not due (`is_due`) keeps nothing for itself, and
+    while the queue is held none is.
 
     Args:
         free: the slots that nobody holds. Whoever calls this looks them up in the same transaction.
@@ -170,7 +217,9 @@ def claim_next(
         suits, count = wanted(job) if wanted else ([job.device] if job.device else left, 1)
         found = [slot for slot in left if slot in suits or slot_kind == "network"]
         if len(found) >= count:
-            return _claim(db, job, found[:count])
+            if claimed := _claim(db, job, found[:count]):
+                return claimed
+            continue  # somebody else has it: those behind it wait for us
         left = [slot for slot in left if slot not in found]
     return None
 
@@ -214,7 +263,7 @@ def requeue(db: Database, job_id: int, not_before: datetime | None = None) -> Jo
     """Queue an ended or paused job again: it keeps its place and what it has done, and loses its slot and reason.
 
     Args:
-        not_before: it waits until then; None for not at all.
+        not_before: it waits until then, at most `LONGEST_PAUSE` from now; None for not at all.
 
     Raises:
         Conflict: it is at work, or done.
@@ -223,7 +272,7 @@ def requeue(db: Database, job_id: int, not_before: datetime | None = None) -> Jo
     move(db, job_id, JobStatus.QUEUED)
     db.conn.execute(
         "UPDATE jobs SET slot = NULL, started_at = NULL, phase = '', reason = '', not_before = ? WHERE id = ?",
-        [not_before.isoformat() if not_before else None, job_id],
+        [not_before.astimezone(UTC).isoformat(timespec="milliseconds") if not_before else None, job_id],
     )
     return get_job(db, job_id)
 
@@ -311,12 +360,12 @@ def mark_advanced(db: Database, attempt_id: int) -> None:
 
 
 def fruitless_attempts(db: Database, job_id: int) -> int:
-    """How many of its latest attempts, in a row, ended without having come further."""
+    """How many attempts failed since one came further; those that were stopped or paused count for nothing."""
     return count(
         db,
-        "SELECT count(*) FROM attempts WHERE job_id = ? AND ended_at IS NOT NULL AND number >"
+        "SELECT count(*) FROM attempts WHERE job_id = ? AND outcome = ? AND number >"
         " (SELECT coalesce(max(number), 0) FROM attempts WHERE job_id = ? AND advanced = 1)",
-        [job_id, job_id],
+        [job_id, JobStatus.FAILED, job_id],
     )
 
 

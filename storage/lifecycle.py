@@ -8,7 +8,7 @@
 `starting`: a worker was spawned and has not spoken yet. `stopping`: it was asked to stop. `paused`: its worker
 left because the disk is full; it is queued again by itself when there is room. It can be reached from all in which
 a worker is at work. A job that failed or was stopped can be queued again where its kind goes on from what it has
-done (`jobs.queue.resume`).
+done (`jobs.steering.resume`).
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def run_choices(db: Database, kinds: Sequence[str]) -> RunChoices:
     found = rows(
         db,
         f"""SELECT DISTINCT d.name AS dataset, json_extract(j.config, '$.model') AS base, j.kind, j.sweep
-            FROM jobs j LEFT JOIN datasets d ON d.id = j.dataset_id WHERE j.kind IN ({marks(kinds)})""",
+            FROM jobs j LEFT JOIN datasets d ON d.id = j.dataset_id
+            WHERE j.kind IN ({marks(kinds)}) AND j.deleted_at IS NULL""",
         list(kinds),
     )
 
@@ -195,8 +196,12 @@ def run_choices(db: Database, kinds: Sequence[str]) -> RunChoices:
 
 
 def _conditions(kinds: Sequence[str], where: RunFilter) -> tuple[str, list[str | int]]:
-    # A trial step has nothing to compare.
-    conditions = [f"j.kind IN ({marks(kinds)})", "NOT coalesce(json_extract(j.config, '$.only_trial'), 0)"]
+    # A trial step has nothing to compare; a deleted run is out of sight until it is restored.
+    conditions = [
+        f"j.kind IN ({marks(kinds)})",
+        "NOT coalesce(json_extract(j.config, '$.only_trial'), 0)",
+        "j.deleted_at IS NULL",
+    ]
     values = list[str | int](kinds)
     for condition, value in (
         ("d.name = ?", where.dataset),

@@ -1,20 +1,19 @@
-"""Statistics, checks and backups of a data folder."""
+"""Statistics of a data folder, and what is wrong with it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlite_utils import Database
 
-from storage.errors import UserError
+from storage import inspection
+from storage.database import snapshot
 from storage.folder import DataFolder
-from storage.images import image_path, thumbnail_path
-from storage.records import Image
+from storage.inspection import CROSSED, GRACE_SECONDS
 from storage.rows import count, rows
+from storage.units import in_words
 
 COUNTED = (
     "samples",
@@ -48,82 +47,94 @@ class Finding:
     what: str
 
 
-def check(db: Database, folder: DataFolder) -> list[Finding]:
+def check(db: Database, folder: DataFolder, hashes: bool = False, grace: float = GRACE_SECONDS) -> list[Finding]:
     """What is wrong with the database and its files; an empty list when nothing is.
 
-    Covers SQLite's own integrity, foreign keys, rows that belong to nothing, and files that are missing or of
-    another size.
+    Covers SQLite's own integrity, foreign keys, rows that belong to nothing or to two samples, the search index,
+    jobs that nobody would settle, files that are missing or of another size, and files that nothing names.
+
+    Args:
+        hashes: read every file and every frozen row, too, and compare them with their hashes.
+        grace: files that nothing names are told if they are this many seconds old.
     """
+    try:
+        if damaged := damage(db):
+            return damaged  # what else there is can only be told once it was mended
+        with snapshot(db):  # others may be at work: rows of two moments would not fit together
+            return [*_of_rows(db, hashes), *_of_files(db, folder, hashes, grace)]
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        return [Finding("integrity", str(error))]
+
+
+def damage(db: Database) -> list[Finding]:
+    """What SQLite finds wrong with the database file itself."""
+    try:
+        return [
+            Finding("integrity", row["integrity_check"])
+            for row in rows(db, "PRAGMA integrity_check")
+            if row["integrity_check"] != "ok"
+        ]
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return [Finding("integrity", str(error))]
+
+
+def _of_rows(db: Database, hashes: bool) -> list[Finding]:
     found = [
-        Finding("integrity", row["integrity_check"])
-        for row in rows(db, "PRAGMA integrity_check")
-        if row["integrity_check"] != "ok"
+        Finding(
+            "foreign key",
+            f"{_rows(one.rows)} of {one.table}: {one.column} names a missing row of {one.parent} "
+            f"({_some(one.values)})",
+        )
+        for one in inspection.broken_links(db)
     ]
+    for what, table, condition in CROSSED:
+        if number := count(db, f"SELECT count(*) FROM {table} WHERE {condition}"):
+            found.append(Finding("orphan", f"{number} {what}"))
+    if empty := inspection.empty_datasets(db):
+        found.append(Finding("orphan", f"{len(empty)} data sets without rows"))
+    if unlinked := inspection.unlinked_images(db):
+        samples = Counter(sample for sample, _, _ in unlinked)
+        found.append(
+            Finding("orphan", f"images of {len(samples)} samples are not linked ({_some(tuple(samples))})")
+        )
+    if inspection.index_is_behind(db):
+        found.append(Finding("search index", "it does not cover the samples"))
     found += [
-        Finding("foreign key", f"{row['table']} row {row['rowid']} names a missing row of {row['parent']}")
-        for row in rows(db, "PRAGMA foreign_key_check")
+        Finding("job", f"job {job} is at work by its state, and no attempt is")
+        for job in inspection.stuck_jobs(db)
     ]
-    found += [Finding("orphan", text) for text in _orphans(db)]
-    for row in rows(db, "SELECT sha256, extension, width, height, bytes FROM images"):
-        image = Image(**row)
-        path = image_path(folder, image)
-        if not path.exists():
-            found.append(Finding("missing file", f"image {image.name}"))
-        elif path.stat().st_size != image.bytes:
-            found.append(Finding("damaged file", f"image {image.name} has {path.stat().st_size} bytes"))
-        if not thumbnail_path(folder, image.sha256).exists():
-            found.append(Finding("missing file", f"thumbnail of {image.sha256}"))
-    for row in rows(db, "SELECT id, name, sha256 FROM adapters"):
-        if not (folder.adapters / row["sha256"]).is_dir():
-            found.append(Finding("missing file", f"adapter {row['id']} ({row['name']})"))
-    for row in rows(db, "SELECT id FROM jobs"):
-        if not (folder.run(row["id"]) / "job.json").exists():
-            found.append(Finding("missing file", f"run folder of job {row['id']}"))
+    if hashes:
+        found += [
+            Finding("data set", f"{name}: its rows are not those that were frozen")
+            for name in inspection.changed_datasets(db)
+        ]
     return found
 
 
-def _orphans(db: Database) -> list[str]:
-    scores = count(
-        db,
-        """SELECT count(*) FROM scores s JOIN judgements j ON j.id = s.judgement_id
-           JOIN candidates c ON c.id = s.candidate_id WHERE c.sample_id <> j.sample_id""",
-    )
-    pairs = count(
-        db,
-        """SELECT count(*) FROM pairs p JOIN candidates a ON a.id = p.chosen_id
-           JOIN candidates b ON b.id = p.rejected_id
-           WHERE a.sample_id <> p.sample_id OR b.sample_id <> p.sample_id""",
-    )
-    empty = count(
-        db,
-        """SELECT count(*) FROM datasets d
-           WHERE NOT EXISTS (SELECT 1 FROM dataset_rows r WHERE r.dataset_id = d.id)""",
-    )
-    named = {"scores of another sample": scores, "pairs across samples": pairs, "data sets without rows": empty}
-    return [f"{number} {what}" for what, number in named.items() if number]
+def _of_files(db: Database, folder: DataFolder, hashes: bool, grace: float) -> list[Finding]:
+    faults = [inspection.fault_of_image(folder, image, hashes) for image in inspection.list_images(db)]
+    faults += [("missing", f"thumbnail of {one.sha256}") for one in inspection.lost_thumbnails(db, folder)]
+    faults += [
+        inspection.fault_of_adapter(folder, adapter, hashes) for adapter in inspection.list_adapters_by_id(db)
+    ]
+    found = [Finding(f"{fault[0]} file", fault[1]) for fault in faults if fault is not None]
+    found += [Finding("missing file", f"run folder of job {job}") for job in inspection.lost_runs(db, folder)]
+    return [
+        *found,
+        *(
+            Finding("unnamed file", f"{one.path.relative_to(folder.root)} ({in_words(one.bytes)})")
+            for one in inspection.unnamed_files(db, folder, grace)
+        ),
+    ]
 
 
-def backup(folder: DataFolder, target: Path) -> int:
-    """Copy the database while others use it; returns the copy's bytes. Images and adapters are not in it.
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"
 
-    Raises:
-        UserError: the target is there already, or cannot be written.
-    """
-    if target.exists():
-        raise UserError(f"{target} is there already; name a file that is not.")
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        source = sqlite3.connect(f"{folder.database.as_uri()}?mode=ro", uri=True)
-        copy = sqlite3.connect(draft)
-        try:
-            source.backup(copy)
-        finally:
-            copy.close()
-            source.close()
-        with target.open("xb") as out, draft.open("rb") as whole:  # refuses what came in the meantime
-            shutil.copyfileobj(whole, out)
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(f"The backup {target} cannot be written ({error}).") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return target.stat().st_size
+
+def _some(values: tuple[int | str, ...]) -> str:
+    return ", ".join(map(str, values[:3])) + (" …" if len(values) > 3 else "")

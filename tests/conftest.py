@@ -13,7 +13,7 @@ from factories import World, open_world
 from jobs.telemetry import switch_off
 from workbench.context import Context
 
-pytest_plugins = ["judging", "ledgers", "callers"]
+pytest_plugins = ["judging", "ledgers", "callers", "supervised", "hubs"]
 
 switch_off(os.environ)
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,6 +38,7 @@ def context(world: World) -> Context:
 def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is submitted stays queued."""
     monkeypatch.setattr("jobs.queue.ensure_supervisor", lambda settings: False)
+    monkeypatch.setattr("jobs.steering.ensure_supervisor", lambda settings: False)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def made(
         loaded = load(config.model, dtype, torch.device("cpu"), folder, reporter)
         material = read_material(run, loaded, rows, True, reporter)
         trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), True, start)
-        book = open_book(job, loaded, True, start)
+        book = open_book(run, job, loaded, True, start)
         references(
             run, config, trainer, material, book, PairScorer(trainer, material, trainer.collate_pairs), reporter
         )

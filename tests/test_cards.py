@@ -15,6 +15,7 @@ from jobs.configs import TRAININGS, TrainConfig
 from jobs.freezing import freeze
 from jobs.gpu.cards import training_card
 from jobs.gpu.markdown import cell, code, table
+from jobs.gpu.profiles import Profile
 from jobs.runs import RunFolder
 from jobs.steerlm import SENTENCE, attribute_string
 from test_freezing import by_rule, scored
@@ -180,6 +181,17 @@ def test_the_chosen_step_and_a_missing_report_are_told(shapes: World) -> None:
     assert "This run had no pairs for the report." in text
     assert "This run had no pairs for the report." not in card(shapes, "dpo")
     assert "none\n" in card(shapes, "dpo", {})
+
+
+def test_a_card_says_what_the_bases_own_processor_would_do_otherwise(shapes: World) -> None:
+    run, config = queued(shapes, "dpo")
+    text = training_card(run, run.job(), config, "x", METRICS, None, Profile("square", 'Be "brief".'))
+    assert "images were padded to a square" in text
+    assert 'began with the system prompt "Be \\"brief\\"."' in text
+    assert "In training" not in training_card(run, run.job(), config, "x", METRICS)
+    said = training_card(run, run.job(), config, "x", METRICS, None, Profile("processor", "Hi."))
+    assert "padded" not in said
+    assert "Hi." in said
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from factories import USER, World
-from jobs import placement, queue
+from jobs import placement, steering
 from jobs.processes import worker_environment
 from jobs.runs import RunFolder
 from jobs.supervisor import Supervisor
@@ -237,9 +237,10 @@ def test_a_stopped_training_can_be_resumed(world: World, no_supervisor: None) ->
     (run.path / "job.json").write_text("{}")
     run.ask_to_stop()
     world.db.conn.execute("UPDATE jobs SET status = 'stopped', reason = 'by request' WHERE id = ?", [job.id])
-    resumed = queue.resume(world.db, world.settings, job.id)
+    resumed = steering.resume(world.db, world.settings, job.id)
     assert (resumed.status, resumed.reason) == (JobStatus.QUEUED, "")
     assert not run.stop_requested()
     chat = world.job("serve")
+    store.start_attempt(world.db, chat.id)
     with pytest.raises(Conflict, match="cannot go on where it ended; start it again"):
-        queue.resume(world.db, world.settings, chat.id)
+        steering.resume(world.db, world.settings, chat.id)

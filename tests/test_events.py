@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from factories import World, open_world
 from jobs import events as module
-from jobs.event_file import read_batch, read_events
+from jobs.event_file import read_batch, read_events, read_tail, read_torn
 from jobs.events import drain
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
@@ -156,3 +157,164 @@ def test_a_disk_that_takes_half_an_event_is_told_and_tears_no_other(world: World
         reporter._file = real
         reporter.note("the second")
     assert [event["text"] for event in read_events(run.events) if event["kind"] == "note"] == ["the second"]
+
+
+# long, broken and torn lines ----------------------------------------------------------------------------------
+
+
+def test_a_line_of_ten_megabytes_is_stored(world: World) -> None:
+    run, attempt = start(world)
+    text = "ä" * 5_000_000
+    with Reporter(run, heartbeat_seconds=600) as reporter:
+        reporter.event("candidate", sample_id=world.sample(), number=0, text=text)
+        reporter.end("done")
+    kinds = [event["kind"] for event in drain(world.db, world.folder, attempt)]
+    assert kinds == ["started", "candidate", "end"]
+    assert rows(world.db, "SELECT length(text) AS n FROM candidates") == [{"n": 5_000_000}]
+    assert [event["kind"] for event in read_tail(run.events)][-1] == "end"
+
+
+def test_a_line_without_end_is_passed_over_and_not_held_in_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.event_file.LONGEST", 2_000_000)
+    run, attempt = start(world)
+    run.events.write_bytes(b"\0" * 30_000_000)
+    tracemalloc.start()
+    assert drain(world.db, world.folder, attempt) == [], "it may still come to an end"
+    with run.events.open("ab") as file:
+        file.write(b'\n{"kind": "phase", "text": "on"}\n')
+    seen = drain(world.db, world.folder, attempt)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [event["kind"] for event in seen] == ["broken", "phase"]
+    assert seen[0]["text"].startswith("a line of 30,000,000 bytes")
+    assert most < 12_000_000
+    assert [event["text"] for event in read_events(run.events)] == ["on"]
+
+
+def test_a_tail_that_begins_in_a_long_line_holds_what_follows(world: World) -> None:
+    run, _ = start(world)
+    long = json.dumps({"kind": "note", "text": "x" * 3_000_000})
+    run.events.write_text(f'{long}\n{{"kind": "end", "status": "done"}}\n')
+    assert [event["kind"] for event in read_tail(run.events, size=1000)] == ["end"]
+    assert [event["kind"] for event in read_tail(run.events, begin=len(long) + 1)] == ["end"]
+    assert read_tail(run.events, begin=10**9) == []
+
+
+def test_what_is_torn_is_told_from_what_is_whole(world: World) -> None:
+    run, _ = start(world)
+    assert read_torn(run.events, 0) == ("", 0), "no file"
+    run.events.write_bytes(b'{"kind": "phase"}\n')
+    assert read_torn(run.events, 18) == ("", 18)
+    with run.events.open("ab") as file:
+        file.write(b'{"kind": "can\xff\x1b' + b"x" * 500)
+    text, end = read_torn(run.events, 18)
+    assert end == run.events.stat().st_size
+    assert text.startswith('{"kind": "can')
+    assert text.isprintable()
+    assert len(text) <= 200
+
+
+def test_a_file_that_became_shorter_or_a_folder_holds_nothing_new(world: World) -> None:
+    run, attempt = start(world)
+    run.events.write_text('{"kind": "phase", "text": "on"}\n')
+    drain(world.db, world.folder, attempt)
+    run.events.write_text("")
+    assert drain(world.db, world.folder, attempt) == []
+    assert read_batch(run.events / "inside", 7).offset == 7
+
+
+# coming further -----------------------------------------------------------------------------------------------
+
+
+def next_attempt(world: World, run: RunFolder) -> int:
+    """The one before has ended; another begins."""
+    job_id = int(run.path.name)
+    for attempt in store.attempts_of(world.db, job_id):
+        if attempt.ended_at is None:
+            store.end_attempt(world.db, attempt.id, "failed", "killed", "killed")
+    return store.start_attempt(world.db, job_id).id
+
+
+def advanced(world: World, run: RunFolder, attempt: int, *events: dict[str, Any]) -> bool:
+    with run.events.open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+    drain(world.db, world.folder, attempt)
+    return bool(store.get_attempt(world.db, attempt).advanced)
+
+
+def test_only_what_no_earlier_attempt_brought_is_coming_further(world: World) -> None:
+    run, attempt = start(world)
+    candidate = {"kind": "candidate", "sample_id": world.sample(), "number": 0, "text": "a circle"}
+    idle: list[dict[str, Any]] = [
+        {"kind": "phase", "text": "loading"},
+        {"kind": "heartbeat"},
+        {"kind": "progress", "done": 5, "total": 9, "unit": "samples"},
+    ]
+    assert not advanced(world, run, attempt, *idle)
+    assert advanced(world, run, attempt, candidate)
+    attempt = next_attempt(world, run)
+    assert store.fruitless_attempts(world.db, int(run.path.name)) == 0
+    assert not advanced(world, run, attempt, candidate), "the same once more"
+    next_attempt(world, run)
+    assert store.fruitless_attempts(world.db, int(run.path.name)) == 1
+
+
+def test_a_trainings_steps_count_beyond_those_of_earlier_attempts(world: World) -> None:
+    run, attempt = start(world, kind="dpo")
+
+    def loss(step: int) -> dict[str, Any]:
+        return {"kind": "metric", "step": step, "values": {"loss": 0.5}}
+
+    def answers(step: int) -> dict[str, Any]:
+        return {
+            "kind": "answers",
+            "step": step,
+            "answers": [{"number": 1, "prompt": "?", "text": "", "tokens": 0}],
+        }
+
+    assert advanced(world, run, attempt, loss(1), loss(7))
+    attempt = next_attempt(world, run)
+    assert not advanced(world, run, attempt, loss(6), loss(7))
+    assert advanced(world, run, attempt, loss(8))
+    attempt = next_attempt(world, run)
+    assert not advanced(world, run, attempt, loss(8))
+    assert advanced(world, run, attempt, answers(4))
+    attempt = next_attempt(world, run)
+    assert not advanced(world, run, attempt, answers(4), {**loss(3), "values": {"loss": 0.1}})
+    assert advanced(world, run, attempt, {**loss(2), "values": {"heldout_reward_margin": 0.1}})
+
+
+def test_a_judges_numbers_are_no_coming_further_but_a_paid_reply_is(world: World) -> None:
+    run, attempt = start(world, kind="judge")
+    assert not advanced(world, run, attempt, {"kind": "metric", "step": 9, "values": {"money": 0.1}})
+    reply = {"kind": "reply", "sample_id": world.sample(), "key": "k", "part": 0, "text": "4 4 4 4 4"}
+    assert advanced(world, run, attempt, reply)
+
+
+def test_a_download_comes_further_with_bytes_that_it_never_had(world: World) -> None:
+    run, attempt = start(world, kind="download")
+
+    def have(done: float) -> dict[str, Any]:
+        return {"kind": "progress", "done": done, "total": 900.0, "unit": "MB"}
+
+    assert not advanced(world, run, attempt, have(300.0)), "there before it began"
+    assert advanced(world, run, attempt, have(310.0), have(350.0))
+    attempt = next_attempt(world, run)
+    assert not advanced(world, run, attempt, have(350.0), have(0.0), have(349.0))
+    assert advanced(world, run, attempt, have(350.5))
+
+
+def test_an_old_workers_word_takes_no_process_away(world: World) -> None:
+    """A database that was restored reads the events of a later time."""
+    import os
+
+    import psutil
+
+    run, attempt = start(world)
+    began = psutil.Process().create_time()
+    store.identify(world.db, attempt, os.getpid(), began, os.getpid())
+    run.events.write_text('{"kind": "started", "pid": 1, "pid_started": 1.0}\n')
+    drain(world.db, world.folder, attempt)
+    assert store.get_attempt(world.db, attempt).pid == os.getpid()

@@ -178,7 +178,7 @@ def made(folder: Path, changes: dict[str, Any], shared: bool) -> tuple[Any, RunF
         loaded = load(config.model, "float32", torch.device("cpu"), folder, reporter)
         material = read_material(run, loaded, rows, shared, reporter)
         trainer = make_trainer(run, config, loaded, material, Telling(reporter, config, 0), shared)
-        book = open_book(run.job(), loaded, shared)
+        book = open_book(run, run.job(), loaded, shared)
         scorer = PairScorer(trainer, material, trainer.collate_pairs)
         noise = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -385,3 +385,24 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
     assert margins[1][-1] > 0
+
+
+def test_what_the_reference_said_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With DeepSpeed transformers casts all floats of a batch to bfloat16, pixels and log-probabilities alike."""
+    from transformers import Trainer
+
+    trainer, _, _ = made(tmp_path, {}, True)
+    real = Trainer._prepare_input
+
+    def casting(self: Any, data: Any) -> Any:
+        found = real(self, data)
+        return found.bfloat16() if isinstance(found, torch.Tensor) and found.is_floating_point() else found
+
+    monkeypatch.setattr(Trainer, "_prepare_input", casting)
+    given = trainer.data_collator([trainer.train_dataset[n] for n in range(6)])
+    ready = trainer._prepare_inputs(given)
+    assert ready["pixel_values"].dtype == torch.bfloat16
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert torch.equal(ready[name], given[name])
+    assert torch.equal(ready["scraps"]["references"], given["scraps"]["references"])
+    assert given["ref_chosen_logps"].dtype == given["scraps"]["references"].dtype == torch.float32

@@ -18,18 +18,14 @@ from storage.errors import UserError
 from storage.lifecycle import JobStatus
 from storage.pairs import choose_by_hand
 from storage.results import results_of
-from workbench import job_launch, job_views
+from workbench import job_launch
 from workbench.charts import Series, line_chart, thin, ticks
 from workbench.context import Context
 from workbench.forms import collect, shown
-from workbench.job_desk import (
-    Look,
-    changed,
-    halt,
-    look,
-    selected_by,
-    start,
-)
+from workbench.job_acts import halt
+from workbench.job_desk import selected_by, start
+from workbench.job_look import Look, changed, look
+from workbench.job_words import KIND_NAMES, duration
 from workbench.pages import jobs as page
 from workbench.progress import Drawn, ProgressClock, Watch
 
@@ -257,7 +253,7 @@ def test_a_running_jobs_curves_grow_with_its_events(world: World, context: Conte
     [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (659, "10 min"), (3600, "1 h"), (7260, "2 h 1 min")],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
-    assert job_views.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_chart_names_its_axes_curves_and_values() -> None:
@@ -317,4 +313,4 @@ def test_every_offer_has_its_field(world: World, context: Context) -> None:
         assert set(offers.choices[kind]) == set(job_launch.DROPDOWNS[kind]) <= paths
         assert set(job_launch.MAIN[kind]) <= paths
         assert kind in job_launch.ABOUT
-        assert kind in job_views.KIND_NAMES
+        assert kind in KIND_NAMES

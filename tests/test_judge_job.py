@@ -18,8 +18,8 @@ from jobs.configs import parse_config
 from jobs.event_file import read_events
 from jobs.judges.identity import key_of, rater_of
 from jobs.judges.keys import scrub
-from jobs.judges.remote import judges_folder
 from jobs.judges.terms import ModelTerms
+from jobs.places import judges_folder
 from jobs.runs import RunFolder
 from jobs.worker import work
 from judging import KEY, MODEL, ask, events, judgements, perform, samples, terms

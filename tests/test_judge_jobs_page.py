@@ -23,14 +23,9 @@ from storage.results import samples_without_result
 from storage.scores import add_judgement, ensure_rater
 from workbench import job_launch, job_views
 from workbench.context import Context
-from workbench.job_desk import (
-    estimated,
-    form_values,
-    go_on,
-    look,
-    pause,
-    resume,
-)
+from workbench.job_acts import go_on, pause, resume
+from workbench.job_desk import estimated, form_values
+from workbench.job_look import look
 from workbench.progress import ProgressClock, Watch
 
 REMOTE = {"judge": "gemini", "model": "gemini-2.5-flash", "rubric": "plumb-1", "mode": "together", "budget": 2.0}

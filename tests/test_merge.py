@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,17 @@ def test_merged_weights_of_every_family(tmp_path: Path, family: str) -> None:
     whole, adapted, plain = said
     assert len(whole) == 2
     assert whole == adapted != plain
+
+
+def test_what_the_processor_does_is_part_of_what_was_merged() -> None:
+    """Under another system prompt the same weights are something else; older folders say nothing of it."""
+    old = Merged("demo", 1, "colours", "a" * 64, "float32", 2, "2026-11-22T20:00:00+00:00")
+    one, other = (replace(old, image_fit="processor", system_prompt=text) for text in ("", "Be brief."))
+    assert one.same_content(replace(one, job=3))
+    assert not one.same_content(other)
+    assert not one.same_content(replace(one, image_fit="square"))
+    assert one.same_content(old)
+    assert old.same_content(other)
 
 
 def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:

@@ -362,3 +362,20 @@ def test_the_form_takes_an_adapter_and_a_rate() -> None:
     config = parse_config("sft", {"dataset": "x", "start_adapter": 3, "train_projector": True})
     assert isinstance(config, TrainConfig)
     assert (config.start_adapter, config.projector_learning_rate) == (3, 2e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_a_4_bit_bases_adapter_stays_in_float32(
+    first: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """TRL casts it to bfloat16 when its trainer is made, and looks at no more than this to see that it should."""
+    from transformers import LlavaForConditionalGeneration
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "is_loaded_in_4bit", True, raising=False)
+    trainer, _, _ = made(tmp_path, first.adapter, kind=kind)
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    for name, tensor in weights_of(first.adapter).items():
+        place = name.replace(".weight", f".{POLICY}.weight")
+        assert torch.equal(trained[place].data, tensor), name
+        assert torch.equal(trainer.model.get_parameter(place.replace(POLICY, REFERENCE)).data, tensor), name

@@ -21,6 +21,7 @@ from jobs.gpu.processors import NoVideos, read_processor, without_videos
 from jobs.gpu.profiles import VICUNA, Profile, apply_profile, as_seen, begun, crops, profile_for
 from jobs.gpu.prompts import encode
 from jobs.gpu.references import context_of, processor_settings
+from jobs.merged import Merged
 from storage.errors import UserError
 
 CPU = torch.device("cpu")
@@ -281,6 +282,33 @@ def test_a_saved_profile_answers_the_same_in_plain_transformers_and_here(tmp_pat
         assert all(torch.equal(ours[key], other[key]) for key in ours)
 
 
+@pytest.mark.parametrize("settings", [{"image_fit": "processor", "system_prompt": ""}, {"system_prompt": "Hi."}])
+def test_merged_weights_bring_the_profile_that_they_were_merged_with(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """LLaVA's own settings on top of it would crop nothing, or begin with Vicuna's words instead."""
+    loaded = get("llava", tmp_path, **settings)
+    folder = tmp_path / "merged"
+    loaded.model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+    messages = tiny.ask("what?", axes(64, 24))
+    ours = encode(loaded.processor, [messages])
+
+    def asked_by(name: Path) -> bool:
+        theirs = encode(load(str(name), "float32", CPU, tmp_path, MagicMock()).processor, [messages])
+        return all(torch.equal(ours[key], theirs[key]) for key in ours) if same_shapes(ours, theirs) else False
+
+    # Without a word of Plumb beside them (from a hub, say) a system prompt is seen all the same.
+    assert asked_by(folder) is (settings.get("system_prompt") == "Hi.")
+    made = Merged("llava", 1, "own", "a" * 64, "float32", 2, "2026-11-23", **loaded.profile.settings)
+    (folder / "plumb.json").write_text(made.text())
+    assert asked_by(folder)
+
+
+def same_shapes(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
 def test_a_hubs_revision_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loading._read_model
 
@@ -465,3 +493,19 @@ def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(UserError, match=r"dtype 'bfloat16' is not supported by this GPU. Use float16 or float32"):
         check_dtype("bfloat16", torch.device("cuda", 0))
+
+
+def test_a_template_that_tells_the_day_is_another_one_tomorrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.gpu import references
+
+    processor = get("llava", tmp_path).processor
+
+    def on(day: str) -> dict[str, Any]:
+        monkeypatch.setattr(references, "date", MagicMock(**{"today.return_value.isoformat.return_value": day}))
+        return processor_settings(processor)
+
+    assert on("2026-11-23") == on("2026-11-24")
+    processor.chat_template = "{{ strftime_now('%d %b') }}" + processor.chat_template
+    assert on("2026-11-23") != on("2026-11-24")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import tiny
-from jobs.configs import PushConfig, parse_config
+from jobs.configs import PushConfig, TrainConfig, parse_config
 from jobs.merged import Merged, merged_root
 from jobs.push import base_warning, check_push, check_repository, explained, need_token, scrub, uploaded_files
 from jobs.runs import RunFolder
@@ -249,6 +249,65 @@ def test_a_base_that_others_lack_is_told(tmp_path: Path, hub: Hub, base: str) ->
     assert perform(run, hub) == 0, run.log.read_text()
     assert "Others cannot load this adapter" in notes(run)
     assert b"base_model" not in hub.repositories[REPOSITORY]["files"]["README.md"]
+
+
+def test_no_path_and_no_person_leaves_this_machine(tmp_path: Path, hub: Hub) -> None:
+    """The card as a training writes it: everything that it tells is there but for whose machine and who."""
+    from jobs.gpu.cards import training_card
+
+    base = str(tmp_path / "models" / "own-llava")
+    values = {"dataset": "shapes", "model": base, "accelerate_config": str(tmp_path / "two.yaml"), "processes": 2}
+    training = tiny.frozen_run(tmp_path / "training", "dpo", values)
+    job = training.job().model_copy(update={"user": "Mallory Jones"})
+    raters = [
+        {"kind": "person", "name": "Eve; Adams", "version": "", "mode": "pairs by hand", "pairs": 1200},
+        {"kind": "judge", "name": "gemini", "version": "plumb-1", "mode": "together", "judgements": 40},
+        {"kind": "person", "name": "bob", "version": "", "mode": "", "judgements": 3},
+    ]
+    dataset = {"name": "shapes", "hash": "ab", "rule": {}, "user": "Trudy", "created_at": "2026-11-23T02:00:00Z"}
+    training.lineage.write_text(json.dumps({"dataset": dataset, "raters": raters}))
+    config = job.parsed()
+    assert isinstance(config, TrainConfig)
+    run = push_run(tmp_path / "run", base)
+    folder = run.path.with_name("run-adapter")
+    card = training_card(training, job, config, "colours", {"loss": 0.5})
+    assert base in card
+    for adapter in (folder, *run.path.glob("data/adapters/*"), *run.path.rglob("adapter_config.json")):
+        (adapter if adapter.is_dir() else adapter.parent).joinpath("README.md").write_text(card)
+    assert perform(run, hub) == 0, run.log.read_text()
+    files = hub.repositories[REPOSITORY]["files"]
+    assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "own-llava", "r": 2}
+    told = files["README.md"].decode()
+    for private in (str(tmp_path), "Mallory", "Jones", "Trudy", "Eve", "Adams", "bob"):
+        assert private in card, private
+        assert private not in told, private
+    assert f"| job | {job.job_id}, {job.created_at} |" in told
+    assert "| frozen | 2026-11-23T02:00:00Z |" in told
+    assert (
+        "| raters | somebody (person, 1,200 pairs); gemini · plumb-1 · together (judge, 40 judgements); "
+        "somebody (person, 3 judgements) |"
+    ) in told
+    assert '"accelerate_config": "two.yaml"' in told
+    assert '"model": "own-llava"' in told
+    assert len(told.splitlines()) == len(card.splitlines()) - 1, "base_model alone is gone"
+
+
+def test_merged_weights_tell_no_path(tmp_path: Path, hub: Hub) -> None:
+    run = push_run(tmp_path / "run", adapter=None, merged="whole", private=False)
+    folder = merged_root(tmp_path / "models") / "whole"
+    folder.mkdir(parents=True)
+    base = str(tmp_path / "models" / "own-llava")
+    made = Merged(base, 1, "colours", "a" * 64, "float32", 2, "2026-11-22T20:00:00+00:00")
+    (folder / "plumb.json").write_text(made.text())
+    (folder / "config.json").write_text(json.dumps({"_name_or_path": base, "model_type": "llava"}))
+    (folder / "model.safetensors").write_bytes(b"all weights")
+    (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n\n# whole, of `{base}`\n")
+    assert perform(run, hub) == 0, run.log.read_text()
+    files = hub.repositories[REPOSITORY]["files"]
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    assert json.loads(files["plumb.json"])["base_model"] == "own-llava"
+    assert files["README.md"].decode().endswith("# whole, of `own-llava`\n")
+    assert json.loads((folder / "plumb.json").read_text())["base_model"] == base, "here it stays"
 
 
 def test_a_public_repository_gets_nothing_private(tmp_path: Path, hub: Hub) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from factories import USER, World, settings_for
-from jobs import queue
+from jobs import queue, steering
 from jobs.configs import KINDS, PRESETS, parse_config
 from jobs.freezing import freeze
 from jobs.placement import wanted_by
@@ -21,6 +21,7 @@ from jobs.runs import RunFolder
 from jobs.settings import detect_devices, load_settings
 from storage import jobs as store
 from storage import pairs
+from storage.adapters import add_adapter, delete_adapter, keep_adapter, list_adapters
 from storage.errors import Conflict, NotFound, PlumbError, UserError
 from storage.lifecycle import JobStatus
 
@@ -90,7 +91,7 @@ def test_a_frozen_job_does_not_move_with_the_live_tables(world: World) -> None:
         ("paint", {}, "Unknown job kind 'paint'"),
         ("generate", {"model": "no such model"}, "Unknown base model 'no such model'"),
         ("generate", {"model": "x" * 5000}, "Unknown base model 'xxx"),
-        ("generate", {"model": "~nobody/m"}, "Unknown base model '~nobody/m'"),
+        ("generate", {"model": "~nobody/m"}, "base model '~nobody/m'"),
         ("judge", {"device": "cpu"}, "device is not a setting of this kind"),
         ("generate", {"device": "cuda:7"}, "device = 'cuda:7' is not there; this Plumb has cpu"),
         ("generate", {"candidates": 0}, "candidates = 0"),
@@ -99,6 +100,8 @@ def test_a_frozen_job_does_not_move_with_the_live_tables(world: World) -> None:
         ("generate", {"samples": {"source": "nowhere"}}, "no sample fits the selection"),
         ("judge", {}, "no sample of the selection has candidates"),
         ("dpo", {}, "dataset is missing"),
+        ("dpo", {"dataset": "x", "name": "one\ntwo"}, "name = 'one\\\\ntwo': give a name in one line"),
+        ("sft", {"dataset": "x", "name": "one\u2028two"}, "give a name in one line, without line breaks"),
         ("dpo", {"dataset": "nothing"}, "no data set named 'nothing'"),
         ("serve", {"adapters": [5]}, "no adapter 5"),
     ],
@@ -171,6 +174,33 @@ def test_accelerates_file_is_frozen_with_the_job(world: World, tmp_path: Path) -
     assert wanted_by(job, run, settings.devices) == (("cuda:0", "cuda:1"), 2), "the other two are elsewhere"
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [("generate", "adapter"), ("serve", "adapters"), ("merge", "adapter"), ("push", "adapter")]
+)
+def test_an_adapter_deleted_between_checking_and_queueing_is_told(
+    world: World, tmp_path: Path, kind: str, field: str
+) -> None:
+    world.sample()
+    trained = world.job("dpo")
+    world.db.conn.execute("UPDATE jobs SET status = 'done' WHERE id = ?", [trained.id])
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "adapter_model.safetensors").write_bytes(b"weights")
+    sha256, size = keep_adapter(world.folder, tmp_path / "made")
+    add_adapter(world.db, trained, "mine", sha256, size, "demo", "dpo")
+    adapter = list_adapters(world.db)[0]
+    values: dict[str, Any] = {field: [adapter.id] if kind == "serve" else adapter.id}
+    if kind == "push":
+        values["repository"] = "ada/mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.packing.check_push", lambda config, models: None)
+        prepared = queue.prepare(world.db, world.settings, parse_config(kind, values))
+    delete_adapter(world.db, world.folder, adapter.id)
+    with pytest.raises(NotFound, match=f"There is no adapter {adapter.id}"):
+        queue.enqueue(world.db, world.settings, prepared, USER)
+    assert store.list_jobs(world.db, kind=kind) == []
+    assert list(world.folder.runs.iterdir()) == []
+
+
 def test_a_missing_image_file_is_named(world: World) -> None:
     world.sample()
     for path in world.folder.images.rglob("*.png"):
@@ -211,18 +241,18 @@ def test_a_run_folder_that_is_there_already_is_put_aside(world: World) -> None:
 def test_stopping_a_queued_job_ends_it_and_an_ended_one_is_refused(world: World) -> None:
     world.sample()
     job, _ = submit(world, "generate")
-    assert queue.stop(world.db, world.settings, job.id).status is JobStatus.STOPPED
+    assert steering.stop(world.db, world.settings, job.id).status is JobStatus.STOPPED
     with pytest.raises(Conflict, match="has ended already"):
-        queue.stop(world.db, world.settings, job.id)
+        steering.stop(world.db, world.settings, job.id)
     with pytest.raises(NotFound):
-        queue.stop(world.db, world.settings, 99)
+        steering.stop(world.db, world.settings, 99)
 
 
 def test_stopping_a_running_job_asks_its_worker(world: World) -> None:
     world.sample()
     job, run = submit(world, "generate")
     store.claim_next(world.db, "device", "cpu")
-    assert queue.stop(world.db, world.settings, job.id).status is JobStatus.STOPPING
+    assert steering.stop(world.db, world.settings, job.id).status is JobStatus.STOPPING
     assert run.stop_requested()
 
 

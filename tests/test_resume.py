@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 import tiny
 from factories import World
+from jobs.checkpoints import WHOLE, last_checkpoint
 from jobs.event_file import read_events
 from jobs.events import drain
 from jobs.gpu.callbacks import PENDING, Telling
-from jobs.gpu.trainers import last_checkpoint
-from jobs.reporter import Reporter, Stopped
+from jobs.reporter import Reporter, Stopped, Terminated
 from jobs.runs import RunFolder
 from jobs.worker import work
 from storage import jobs as store
@@ -161,6 +162,32 @@ def test_a_signal_within_a_step_leaves_the_step_before(tmp_path: Path, whole: Ru
     assert apart(run, whole) < 1e-6
 
 
+@pytest.mark.parametrize("part", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_signal_while_a_checkpoint_is_saved_leaves_a_whole_one(
+    tmp_path: Path, whole: RunFolder, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM after the weights were written and before the rest: the checkpoint of that step is written again."""
+    run = uneven_run(tmp_path / "run")
+    real = getattr(Trainer, part)
+    done: list[bool] = []
+
+    def save(self: Any, output_dir: str) -> None:
+        if not done and output_dir.endswith("-4"):
+            done.append(True)
+            raise Terminated("ended by SIGTERM")
+        real(self, output_dir)
+
+    monkeypatch.setattr(Trainer, part, save)
+    assert work(run.path) == 0, last_end(run)
+    assert done
+    end = last_end(run)
+    assert (end["status"], end["cause"]) == ("stopped", "killed")
+    assert end["reason"] == "ended by SIGTERM after step 4 of 6; checkpoints/ holds that step"
+    assert last_checkpoint(run) == run.checkpoints / "checkpoint-4"
+    go_on(run)
+    assert apart(run, whole) < 1e-6
+
+
 @pytest.mark.parametrize("step", [2, STEPS])
 def test_a_stop_within_an_evaluation_makes_up_for_it(tmp_path: Path, whole: RunFolder, step: int) -> None:
     run = uneven_run(tmp_path / "run")
@@ -285,6 +312,17 @@ def test_so_many_checkpoints_are_kept_and_none_at_the_end(tmp_path: Path, kept: 
     assert found == ["checkpoint-2", "checkpoint-4", "checkpoint-5"][-kept:]
     go_on(run)
     assert not run.checkpoints.exists()
+
+
+def test_along_the_run_older_ones_go_once_a_newer_one_is_sealed(tmp_path: Path) -> None:
+    run = uneven_run(tmp_path / "run")
+    seen: list[tuple[str, bool]] = []
+
+    def look() -> None:
+        seen.extend((found.name, (found / WHOLE).is_file()) for found in run.checkpoints.iterdir())
+
+    interrupted(run, "on_step_end", lambda state: state.global_step == 5, look)
+    assert seen == [("checkpoint-4", True)]
 
 
 def test_without_checkpoints_it_starts_anew_and_says_so(tmp_path: Path, whole: RunFolder) -> None:

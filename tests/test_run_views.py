@@ -22,13 +22,17 @@ from storage.checkpoints import add_checkpoint_answers
 from storage.lifecycle import JobStatus
 from storage.pairs import choose_by_hand
 from storage.records import Job
-from workbench import job_views, run_views
+from workbench import run_views
 from workbench.context import Context
 from workbench.door import Door
 from workbench.images import seen_picture
-from workbench.job_desk import NOTES, halt_sweep, look, notes_of
-from workbench.pages.jobs import slider
-from workbench.progress import Watch
+from workbench.job_acts import halt_sweep
+from workbench.job_history import log_view
+from workbench.job_logs import Part
+from workbench.job_look import NOTES, look, read_notes
+from workbench.job_panels import slider
+from workbench.job_words import KIND_NAMES
+from workbench.progress import Told, Watch
 from workbench.run_views import Checkpoints, at_the_end, checkpoint_view, marked
 from workbench.ui import build_api
 
@@ -203,25 +207,30 @@ def test_marks_lose_no_letter(before: str, after: str) -> None:
 def test_notes_are_told_once_each_and_with_the_log(world: World, context: Context) -> None:
     job = running(world)
     run = RunFolder(world.folder.run(job.id))
-    assert notes_of(run) == ()
+    assert read_notes(run, Told()).notes == ()
     lines = [{"kind": "metric", "step": 1, "values": {"loss": 1.0}, "text": '"note"'}]
     lines += [
         {"kind": "note", "time": 1.0, "text": text} for text in ("One <sequence>.", "Two.", "One <sequence>.")
     ]
     run.events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "note", "te')
-    assert notes_of(run) == ("One <sequence>.", "Two.")
+    told = read_notes(run, Told())
+    assert told.notes == ("One <sequence>.", "Two.")
+    with run.events.open("a") as file:
+        file.write('xt": "Two."}\n{"kind": "note", "text": "Three."}\n')
+    assert read_notes(run, told).notes == ("One <sequence>.", "Two.", "Three."), "read on, from the torn line"
     found = look(context, Watch(), job.id).log
     assert "<li>One &lt;sequence&gt;.</li>" in found
     assert "Nothing was written" not in found
     run.events.write_text("".join(json.dumps({"kind": "note", "text": str(n)}) + "\n" for n in range(500)))
-    assert len(notes_of(run)) == NOTES
-    assert notes_of(run)[-1] == "499"
+    many = read_notes(run, Told()).notes
+    assert len(many) == NOTES
+    assert many[-1] == "499"
 
 
 def test_an_empty_log_speaks_of_what_is_to_come_or_what_never_came() -> None:
-    assert "Nothing was written yet." in job_views.log("")
-    assert "The worker wrote nothing." in job_views.log("\n", ended=True)
-    assert "&lt;x&gt;" in job_views.log("<x>", ended=True)
+    assert "Nothing was written yet." in log_view(Part("", 0, False), JobStatus.RUNNING)
+    assert "The worker wrote nothing." in log_view(Part("\n", 1, False), JobStatus.DONE)
+    assert "&lt;x&gt;" in log_view(Part("<x>", 3, False), JobStatus.DONE)
 
 
 @pytest.fixture
@@ -299,10 +308,10 @@ def test_merge_and_push_jobs_are_told_decently(world: World, context: Context) -
     ):
         assert words in found.jobs, words
     assert '<a href="/models">Models</a>' in found.results
-    assert not found.rerunnable
+    assert not found.clonable
     assert 'href="/models?adapter=3"' in look(context, Watch(), push.id).results
-    assert not look(context, Watch(), other.id).rerunnable
-    assert {"merge", "push"} <= job_views.KIND_NAMES.keys()
+    assert not look(context, Watch(), other.id).clonable
+    assert {"merge", "push"} <= KIND_NAMES.keys()
 
 
 def test_a_trainings_links_lead_to_the_runs_on_its_data(world: World, context: Context) -> None:
@@ -321,7 +330,7 @@ def test_a_trainings_links_lead_to_the_runs_on_its_data(world: World, context: C
     found = look(context, Watch(), job.id)
     assert 'href="/models?dataset=shapes+%26+more">Compare runs</a>' in found.results
     assert "whole on shapes &amp; more, from adapter #4" in found.jobs
-    assert found.rerunnable
+    assert found.clonable
 
 
 def test_the_table_is_empty_without_figures(world: World) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from jobs import launch, queue
 from jobs.configs import DpoConfig
 from jobs.freezing import freeze
 from jobs.gpu.devices import claim_device
+from jobs.gpu.loading import Loaded
 from jobs.gpu.ranks import check_processes
 from jobs.launch import Ending, Rank, is_lost_peer, verdict
 from jobs.placement import check_accelerate, read_accelerate
@@ -486,3 +488,29 @@ def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
         check_processes(Trainer, DpoConfig.model_validate({**TWO, "processes": 1}), reporter)
     notes = [event["text"] for event in tiny.events(RunFolder(tmp_path), "note")]
     assert notes == ["1 process, a batch of 2, accumulation 2: 4 pairs a step."]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_weights_that_are_spread_are_gathered_by_all_before_the_first_one_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """With FSDP or DeepSpeed a process has a part of the adapter alone, and gathering needs all of them."""
+    from jobs.gpu import training as module
+
+    saved: list[Any] = []
+
+    def saving(model: Any, folder: Path, weights: Any = None) -> None:
+        saved.append(weights)
+        folder.mkdir()
+
+    monkeypatch.setattr(module, "save_adapter", saving)
+    run = dpo_run(tmp_path / "run", TWO)
+    config = run.job().parsed()
+    assert isinstance(config, DpoConfig)
+    trainer = MagicMock(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    trainer.is_world_process_zero.return_value = number == 0
+    trainer.accelerator.get_state_dict.return_value = {"whole": 1}
+    loaded = Loaded("demo", None, None, torch.device("cpu"))
+    module.save(run, run.job(), config, loaded, trainer, MagicMock(last={}), MagicMock())
+    trainer.accelerator.get_state_dict.assert_called_once_with(trainer.model_wrapped)
+    assert saved == ([{"whole": 1}] if number == 0 else [])

@@ -17,6 +17,7 @@ from factories import USER, World, open_world, settings_for
 from jobs.freezing import freeze
 from jobs.processes import PROJECT
 from storage import history, pairs, upkeep
+from storage.backup import backup_database
 from storage.database import connect, immediate, migrate, session
 from storage.datasets import connected, dataset_rows, get_dataset, hash_rows, split_by_image
 from storage.errors import Conflict, DatabaseBusy, DatabaseTooNew, NotFound, UserError
@@ -267,19 +268,19 @@ def test_check_finds_what_is_wrong(world: World) -> None:
 def test_a_backup_is_a_whole_database_and_never_overwrites(world: World, tmp_path: Path) -> None:
     world.sample()
     target = tmp_path / "backup.db"
-    assert upkeep.backup(world.folder, target) > 0
+    assert backup_database(world.folder, target) > 0
     copy = sqlite3.connect(target)
     assert copy.execute("SELECT count(*) FROM samples").fetchone() == (1,)
     copy.close()
     with pytest.raises(UserError, match="is there already"):
-        upkeep.backup(world.folder, target)
+        backup_database(world.folder, target)
 
 
 def test_a_backup_of_a_folder_with_a_strange_name(tmp_path: Path) -> None:
     made = open_world(tmp_path / "my#data?x=%41")
     made.sample()
     made.db.close()
-    upkeep.backup(made.folder, tmp_path / "b.db")
+    backup_database(made.folder, tmp_path / "b.db")
     copy = sqlite3.connect(tmp_path / "b.db")
     assert copy.execute("SELECT count(*) FROM samples").fetchone() == (1,)
     copy.close()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from factories import USER, World, open_world
 from gemini_server import GeminiServer
-from jobs import queue
+from jobs import queue, steering
 from jobs.event_file import read_events
 from jobs.processes import explain_exit, find_process, signal_group, worker_environment
 from jobs.runs import RunFolder
@@ -28,85 +27,8 @@ from judging import KEY, ask, samples, terms
 from storage import jobs as store
 from storage.errors import Conflict, DatabaseBusy
 from storage.lifecycle import ENDED, JobStatus
-from storage.records import Attempt, Job
 from storage.rows import count, rows
-
-Wait = Callable[..., None]
-Sleeper = Callable[[World], tuple[Job, subprocess.Popen[bytes]]]
-
-
-@pytest.fixture
-def busy(tmp_path: Path) -> Iterator[World]:
-    """A world with plenty to judge; whatever it started is ended with it."""
-    made = open_world(tmp_path / "data")
-    job = made.job()
-    for number in range(1, 301):
-        made.candidates(made.sample(number, colour=1), ["circle", "The shape is a circle."], job)
-    made.db.conn.execute("UPDATE jobs SET status = 'done'")
-    yield made
-    for process in started_by(made):
-        process.kill()
-    made.db.close()
-
-
-def started_by(world: World) -> list[psutil.Process]:
-    """The supervisor and the workers of this data folder, found by their own folder alone."""
-    root = str(world.folder.root)
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("PLUMB_DATA") == root and process.pid != os.getpid():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def supervisors(world: World) -> list[psutil.Process]:
-    found = []
-    for process in started_by(world):
-        try:
-            if "supervise" in process.cmdline():
-                found.append(process)
-        except psutil.Error:  # it ends while it is looked at
-            continue
-    return found
-
-
-def submit_judge(world: World) -> Job:
-    return queue.submit(world.db, world.settings, "judge", {"samples": {"only_missing": False}}, USER)
-
-
-def status(world: World, job: Job) -> JobStatus:
-    return store.get_job(world.db, job.id).status
-
-
-def attempt_of(world: World, job: Job) -> Attempt:
-    return store.attempts_of(world.db, job.id)[-1]
-
-
-@pytest.fixture
-def sleeper() -> Iterator[Sleeper]:
-    """A job whose worker is a sleeping process of ours, as if a supervisor that is gone had started it."""
-    children: list[subprocess.Popen[bytes]] = []
-
-    def start(world: World) -> tuple[Job, subprocess.Popen[bytes]]:
-        job = world.job("judge")
-        world.db.conn.execute("UPDATE jobs SET slot_kind = 'network' WHERE id = ?", [job.id])
-        RunFolder(world.folder.run(job.id)).path.mkdir()
-        store.claim_next(world.db, "network", "network-0")
-        attempt = store.start_attempt(world.db, job.id)
-        script = "import time; time.sleep(600)"
-        children.append(subprocess.Popen([sys.executable, "-c", script], start_new_session=True))
-        pid = children[-1].pid
-        store.identify(world.db, attempt.id, pid, psutil.Process(pid).create_time(), pid)
-        store.move(world.db, job.id, JobStatus.RUNNING)
-        return job, children[-1]
-
-    yield start
-    for child in children:
-        child.kill()
-        child.wait()
+from supervised import Sleeper, Wait, attempt_of, started_by, status, submit_judge, supervisors
 
 
 def test_a_job_runs_without_the_one_who_asked(busy: World, wait_for: Wait) -> None:
@@ -167,7 +89,8 @@ def test_a_worker_that_does_not_stop_is_ended_as_a_group(
     monkeypatch.setattr("jobs.supervisor.GRACE_SECONDS", {"": -1.0})
     monkeypatch.setattr("jobs.standby.ensure_supervisor", lambda settings: False)
     monkeypatch.setattr(queue, "ensure_supervisor", lambda settings: False)
-    queue.stop(world.db, world.settings, job.id)
+    monkeypatch.setattr(steering, "ensure_supervisor", lambda settings: False)
+    steering.stop(world.db, world.settings, job.id)
     supervisor = Supervisor(world.settings)
     supervisor.step(world.db)
     assert child.wait(10) == -signal.SIGTERM
@@ -190,15 +113,22 @@ def test_a_worker_whose_pid_nobody_noted_is_adopted_when_it_speaks(world: World,
     assert attempt_of(world, job).pid == child.pid
 
 
-def test_a_worker_that_never_speaks_is_waited_for_and_then_given_up(world: World, sleeper: Sleeper) -> None:
+def test_a_worker_that_never_speaks_is_waited_for_and_then_given_up(
+    world: World, sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, _ = sleeper(world)
     world.db.conn.execute("UPDATE attempts SET pid = NULL, pid_started = NULL, process_group = NULL")
     world.db.conn.execute("UPDATE jobs SET status = 'starting'")
-    Supervisor(world.settings).step(world.db)
-    assert status(world, job) is JobStatus.STARTING
-    world.db.conn.execute("UPDATE attempts SET started_at = '2026-01-01T00:00:00.000+00:00'")
-    Supervisor(world.settings).step(world.db)
-    assert status(world, job) is JobStatus.FAILED
+    supervisor = Supervisor(world.settings)
+    for moment in ("2026-01-01T00:00:00.000+00:00", "2036-01-01T00:00:00.000+00:00"):
+        world.db.conn.execute("UPDATE attempts SET started_at = ?", [moment])
+        supervisor.step(world.db)
+        assert status(world, job) is JobStatus.STARTING, "whatever the clock says"
+    monkeypatch.setattr("jobs.supervisor.SPEAK_SECONDS", 0.0)
+    supervisor.step(world.db)
+    ended = store.get_job(world.db, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.reason == "The supervisor died before it started the worker."
 
 
 @pytest.mark.parametrize(
@@ -232,7 +162,7 @@ def test_a_lock_that_passes_costs_nothing(world: World, sleeper: Sleeper, monkey
     child.wait()
     supervisor = Supervisor(world.settings)
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.supervisor.drain", _busy)
+        patch.setattr("jobs.supervisor.read_on", _busy)
         supervisor.step(world.db)
     assert status(world, job) is JobStatus.RUNNING, "not settled with events unread"
     supervisor.step(world.db)
@@ -361,7 +291,7 @@ def test_a_killed_judge_job_goes_on_where_it_ended(busy: World, sleeper: Sleeper
     busy.db.conn.execute("DELETE FROM judgements WHERE job_id = ?", [job.id])
     busy.db.conn.execute("UPDATE attempts SET event_offset = ?", [run.events.stat().st_size])
     busy.db.conn.execute("UPDATE jobs SET status = 'failed', reason = 'killed' WHERE id = ?", [job.id])
-    resumed = queue.resume(busy.db, busy.settings, job.id)
+    resumed = steering.resume(busy.db, busy.settings, job.id)
     assert (resumed.status, resumed.reason, resumed.ended_at) == (JobStatus.QUEUED, "", None)
     wait_for(lambda: status(busy, job) in ENDED, "the second attempt ends")
     assert status(busy, job) is JobStatus.DONE, store.get_job(busy.db, job.id).reason
@@ -370,16 +300,26 @@ def test_a_killed_judge_job_goes_on_where_it_ended(busy: World, sleeper: Sleeper
     assert judged == 200, "the 100 that the folder held were not made again"
 
 
+@pytest.mark.parametrize("moment", [1000.0, 9e9])
 def test_a_second_attempt_that_dies_before_it_speaks_is_not_booked_by_the_first_ones_word(
-    world: World, sleeper: Sleeper
+    world: World, sleeper: Sleeper, moment: float
 ) -> None:
+    """Told by where each attempt's events begin, whatever the clock said when they were written."""
     job, child = sleeper(world)
     run = RunFolder(world.folder.run(job.id))
-    run.events.write_text('{"kind": "end", "time": 1000.0, "status": "stopped", "reason": "by request"}\n')
+    run.events.write_text(f'{{"kind": "end", "time": {moment}, "status": "stopped", "reason": "by request"}}\n')
+    first = attempt_of(world, job)
+    world.db.conn.execute("UPDATE attempts SET event_offset = ?", [run.events.stat().st_size])
+    store.end_attempt(world.db, first.id, "stopped", "by request")
+    second = store.start_attempt(world.db, job.id)
+    assert first.pid is not None
+    assert first.pid_started is not None
+    store.identify(world.db, second.id, first.pid, first.pid_started, first.pid)
     child.kill()
     child.wait()
     Supervisor(world.settings).step(world.db)
     assert status(world, job) is JobStatus.FAILED
+    assert "killed" in attempt_of(world, job).reason
 
 
 def test_a_supervisor_hands_over_to_one_with_a_new_environment(
@@ -411,23 +351,23 @@ def test_a_supervisor_hands_over_to_one_with_a_new_environment(
 def test_only_judges_pause_and_only_at_work(world: World, sleeper: Sleeper) -> None:
     job, _ = sleeper(world)
     run = RunFolder(world.folder.run(job.id))
-    queue.pause(world.db, world.settings, job.id)
+    steering.pause(world.db, world.settings, job.id)
     assert run.asked() == "pause"
-    assert queue.is_paused(world.settings, job.id)
-    queue.go_on(world.db, world.settings, job.id)
-    assert not queue.is_paused(world.settings, job.id)
+    assert steering.is_paused(world.settings, job.id)
+    steering.go_on(world.db, world.settings, job.id)
+    assert not steering.is_paused(world.settings, job.id)
     store.move(world.db, job.id, JobStatus.STOPPING)
     run.ask_to_stop()
     with pytest.raises(Conflict, match="is stopping"):
-        queue.pause(world.db, world.settings, job.id)
+        steering.pause(world.db, world.settings, job.id)
     with pytest.raises(Conflict, match="no pause to end"):
-        queue.go_on(world.db, world.settings, job.id)
+        steering.go_on(world.db, world.settings, job.id)
     assert run.asked() == "stop", "a stop is not taken back"
     training = world.job("dpo")
     with pytest.raises(Conflict, match="cannot pause"):
-        queue.pause(world.db, world.settings, training.id)
+        steering.pause(world.db, world.settings, training.id)
     with pytest.raises(Conflict, match=r"run folder of job \d+ is gone; start it again"):
-        queue.resume(world.db, world.settings, training.id)
+        steering.resume(world.db, world.settings, training.id)
 
 
 def test_a_killed_worker_goes_on_by_itself_but_not_for_ever(

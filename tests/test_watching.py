@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,10 +95,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def by_hand(run: RunFolder, split: str, beta: float, blank: bool = False) -> dict[str, float]:
+def by_hand(run: RunFolder, split: str, beta: float, blank: bool = False, shown: bool = False) -> dict[str, float]:
     models = plain(run)
     rows = [row for row in run.rows() if row["split"] == split and row.get("kind", "pair") == "pair"]
-    if blank:
+    if blank or shown:
         rows = [row for row in rows if any(part["type"] == "image" for part in row["messages"][-1]["content"])]
     scores = [
         [models.score(models.policy, run, row, side, blank) for row in rows] for side in ("chosen", "rejected")
@@ -141,6 +142,32 @@ def test_the_blanked_margin_blanks_the_reference_too(trained: RunFolder) -> None
     assert abs(blank - by_hand(trained, "heldout", 0.3)["reward_margin"]) > 1e-2
 
 
+def test_the_margin_beside_the_blanked_one_is_of_the_same_pairs(trained: RunFolder) -> None:
+    told = metrics(trained, "heldout_shown_margin")[-1][1]
+    shown = by_hand(trained, "heldout", 0.3, shown=True)["reward_margin"]
+    assert told["heldout_shown_margin"] == pytest.approx(shown, abs=1e-3)
+    assert abs(shown - told["heldout_reward_margin"]) > 1e-3, "some held-out pairs show no image"
+
+
+def test_the_data_set_decides_which_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two runs that differ in their seed alone would be measured on different pairs."""
+    from jobs.gpu import watching
+    from starting import config_of
+
+    monkeypatch.setattr(watching, "no_kl", lambda trainer: "")
+    rows = [{"messages": tiny.ask("what?", "x.png")} for _ in range(200)]
+
+    def drawn(seed: int, data: str) -> tuple[list[int], list[int]]:
+        material: Any = SimpleNamespace(rows=rows, pairs=list(range(200)), report=[], seed=data)
+        unused: Any = None
+        watcher = watching.Watcher(config_of(seed=seed), unused, material, unused, {}, unused, lambda: None)
+        return watcher._blank, watcher._near
+
+    assert drawn(1, "aa") == drawn(2, "aa")
+    assert drawn(1, "aa") != drawn(1, "bb")
+    assert [len(places) for places in drawn(1, "aa")] == [64, 32]
+
+
 def test_the_divergence_is_exact_over_the_vocabulary(trained: RunFolder) -> None:
     models = plain(trained)
     total, tokens = 0.0, 0
@@ -181,7 +208,7 @@ def test_every_method_has_rewards_on_pairs(tmp_path: Path, kind: str) -> None:
     assert work(run.path) == 0, last_end(run)
     found = metrics(run, "heldout_reward_margin")
     assert [step for step, _ in found] == [4, 8]
-    assert all(set(values) == {f"heldout_{name}" for name in HELD_OUT} for _, values in found)
+    assert all(set(values) == {f"heldout_{name}" for name in {*HELD_OUT, "shown_margin"}} for _, values in found)
     for split in ("heldout", "report"):
         told = metrics(run, f"{split}_reward_margin")[-1][1]
         for name, value in by_hand(run, split, 0.1).items():
@@ -221,12 +248,12 @@ def test_reward_metrics_of_a_small_table() -> None:
 
 def test_at_most_so_many_are_looked_at_the_same_ones_each_time() -> None:
     places = list(range(100, 300))
-    drawn = some(places, 64, seed=1)
+    drawn = some(places, 64, seed="1")
     assert len(drawn) == 64
     assert drawn == sorted(drawn)
-    assert drawn == some(places, 64, seed=1)
-    assert drawn != some(places, 64, seed=2)
-    assert some(places[:5], 64, seed=1) == places[:5]
+    assert drawn == some(places, 64, seed="1")
+    assert drawn != some(places, 64, seed="2")
+    assert some(places[:5], 64, seed="1") == places[:5]
 
 
 @pytest.mark.parametrize("name", list(tiny_models.FAMILIES))
@@ -445,25 +472,26 @@ def test_pictures_side_by_side() -> None:
     assert side_by_side([one]) is one
 
 
-def test_watched_samples_are_the_first_of_an_order_by_the_seed() -> None:
+def test_watched_samples_are_the_first_of_an_order_by_the_data_set() -> None:
     @dataclass
     class Rows:
         rows: list[dict[str, Any]]
         pairs: list[int]
         held_out: list[int]
+        seed: str = "5"
 
     rows = [{"sample_id": number // 2, "number": number} for number in range(20)]
     material: Any = Rows(rows, list(range(4, 20))[::-1], [])
-    few, many = watched_rows(material, "dpo", 3, seed=5), watched_rows(material, "dpo", 6, seed=5)
+    few, many = watched_rows(material, "dpo", 3), watched_rows(material, "dpo", 6)
     assert len({row["sample_id"] for row in many}) == 6
     assert [row["number"] % 2 for row in many] == [0] * 6  # a sample's first row
-    assert [row["sample_id"] for row in few] != [
-        row["sample_id"] for row in watched_rows(material, "dpo", 3, seed=6)
-    ]
-    assert len(watched_rows(material, "dpo", 50, seed=5)) == 8
+    assert few == many[:3]
+    another: Any = Rows(rows, material.pairs, [], "6")
+    assert [row["sample_id"] for row in few] != [row["sample_id"] for row in watched_rows(another, "dpo", 3)]
+    assert len(watched_rows(material, "dpo", 50)) == 8
     alone: Any = Rows(rows, [], [3])
-    assert watched_rows(alone, "sft", 2, 0) == [rows[3]]
-    assert watched_rows(alone, "steerlm", 2, 0) == []
+    assert watched_rows(alone, "sft", 2) == [rows[3]]
+    assert watched_rows(alone, "steerlm", 2) == []
 
 
 def test_steerlm_is_watched_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

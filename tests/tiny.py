@@ -185,6 +185,7 @@ def frozen_run(
         models_dir=str(folder.parent / "models"),
         created_at="2026-11-22T20:00:00+00:00",
     )
+    Path(job.models_dir).mkdir(parents=True, exist_ok=True)
     run.freeze(job, rows, images, [(shas[key], path) for key, path in (adapters or {}).items()])
     if adapters:
         listed = {str(key): {"sha256": shas[key], "name": f"adapter {key}"} for key in adapters}

@@ -16,7 +16,7 @@ from jobs.configs import KINDS
 from storage.lifecycle import JobStatus
 from storage.runs import HELDOUT, REPORT, Run
 from workbench.forms import controls_of, flatten
-from workbench.job_views import KIND_NAMES, duration
+from workbench.job_words import KIND_NAMES, duration
 
 Better = Literal["higher", "lower", ""]
 

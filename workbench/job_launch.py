@@ -31,7 +31,7 @@ from workbench import training_form
 from workbench.forms import Choice, Control, controls_of, flatten
 from workbench.training_form import TRAINED
 
-LAUNCHED = ("generate", "judge", "checklist", *TRAINED)
+LAUNCHED = ("generate", "judge", "checklist", *TRAINED, "download")
 ESTIMATED = ("judge", "checklist")
 
 # The fields in front, in their order; all others stand under "Advanced".
@@ -57,6 +57,7 @@ MAIN: dict[str, tuple[str, ...]] = {
     ),
     "checklist": ("judge", "model", "items", "budget", "samples.limit", "samples.only_missing"),
     **{kind: tuple(path for path in training_form.MAIN if path in training_form.paths(kind)) for kind in TRAINED},
+    "download": ("model", "revision"),
 }
 
 # Dropdowns whose choices are asked of the database, and whether another value may be typed.
@@ -78,6 +79,7 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
     },
     "checklist": {"judge": False, "model": True, "samples.source": False, "samples.dataset": False},
     **dict.fromkeys(TRAINED, training_form.DROPDOWNS),
+    "download": {},
 }
 
 ABOUT = {
@@ -86,6 +88,8 @@ ABOUT = {
     "checklist": "Have a model write what a good answer to each sample must meet. People edit the list beside the "
     "sample, and a judge “with checklists” answers each point before it scores.",
     **training_form.ABOUT,
+    "download": "Fetch a hub's model into the hub's cache on this machine, so that jobs find it there and need no "
+    "network. One that was interrupted goes on in mid-file.",
 }
 
 # The fields of a judge job that say nothing where the rule-based judge is asked: it knows no model and no money.
@@ -155,6 +159,7 @@ def offers(db: Database, settings: Settings) -> Offers:
                 }
                 for kind in TRAINED
             },
+            "download": {},
         },
         hints=_hints(db) | {kind: told for kind in TRAINED if (told := training_form.hint(datasets, kind))},
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from jobs.merged import Merged
 from storage.records import Adapter, Job
-from workbench.job_views import KIND_NAMES
+from workbench.job_words import KIND_NAMES
 
 Kind = Literal["base", "adapter", "merged"]
 

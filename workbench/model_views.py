@@ -13,7 +13,7 @@ from storage.records import Adapter, Dataset
 from storage.runs import HELDOUT, REPORT, Run
 from workbench import compare, lineage
 from workbench.charts import Series, line_chart
-from workbench.job_views import KIND_NAMES
+from workbench.job_words import KIND_NAMES
 from workbench.model_cards import card_html, download
 from workbench.model_desk import CURVES, Models, Opened, OpenedMerged, Runs
 from workbench.views import empty, go, notice

@@ -11,7 +11,7 @@ from storage.jobs import count_open
 from storage.pairs import count_pairs
 from storage.samples import SampleFilter, count_samples
 
-PageName = Literal["samples", "judges", "agreement", "pairs", "jobs", "models", "chat"]
+PageName = Literal["samples", "judges", "agreement", "pairs", "jobs", "models", "chat", "machine"]
 PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("samples", "Samples", "/"),
     ("judges", "Judges", "/judges"),
@@ -20,6 +20,7 @@ PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("jobs", "Jobs", "/jobs"),
     ("models", "Models", "/models"),
     ("chat", "Chat", "/chat"),
+    ("machine", "Machine", "/machine"),
 )
 
 

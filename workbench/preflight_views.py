@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from html import escape
+from urllib.parse import urlencode
 
-from jobs.preflight import Memory, Preflight, gigabytes
-from workbench.job_views import duration, figure_row
+from jobs.preflight import Memory, Missing, Preflight, gigabytes
+from workbench.job_views import figure_row
+from workbench.job_words import duration
 
 
 def needs(found: Preflight, jobs: int = 1) -> str:
@@ -21,7 +23,19 @@ def needs(found: Preflight, jobs: int = 1) -> str:
     if jobs > 1:
         notes.insert(0, f"These are the figures of the first of {jobs} jobs.")
     told = "".join(f'<p class="plumb-note">{escape(note)}</p>' for note in notes)
+    if found.missing is not None:
+        told += f'<p class="plumb-note">{_missing(found.missing)}</p>'
     return f'{warnings}<div class="plumb-estimate" role="status">{figure_row(_figures(found, jobs))}{told}</div>'
+
+
+def _missing(missing: Missing) -> str:
+    """How the base comes to this machine, with a link to the form that downloads it."""
+    link = f"/jobs?{urlencode({'kind': 'download', 'model': missing.model, 'revision': missing.revision})}"
+    size = f" ({gigabytes(missing.bytes)})" if missing.bytes is not None else ""
+    return (
+        f"The job downloads {escape(missing.model)} first{size}, and holds its device meanwhile: "
+        f'<a href="{escape(link)}">download it before</a>.'
+    )
 
 
 def _figures(found: Preflight, jobs: int) -> dict[str, str]:

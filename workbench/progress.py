@@ -1,10 +1,13 @@
-"""What the Jobs page remembers between two looks: each job's rate of progress, and curves already drawn."""
+"""What the Jobs page remembers between two looks: each job's rate of progress, curves already drawn, notes read.
+
+All of it is bounded: an app runs for months, and has seen many thousand jobs by then.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -13,6 +16,7 @@ from storage.lifecycle import JobStatus
 from storage.records import Job
 
 LEAST_SECONDS = 4.0
+MOST_JOBS = 512  # whose rates are remembered
 WAITING = ("paused", "waiting for")  # how the phases begin in which nothing is asked for long
 
 T = TypeVar("T")
@@ -36,8 +40,8 @@ class ProgressClock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._marks: dict[int, _Mark] = {}
-        self._waited: set[int] = set()
+        self._marks: OrderedDict[int, _Mark] = OrderedDict()
+        self._waited: OrderedDict[int, None] = OrderedDict()
 
     def left(self, job: Job, now: datetime) -> float | None:
         """Seconds that the job will still take; None while that cannot be told."""
@@ -46,18 +50,21 @@ class ProgressClock:
                 self._marks.pop(job.id, None)
                 # Resumed: what it has done took other hours than those since its new start.
                 resumed = job.status in (JobStatus.QUEUED, JobStatus.STARTING) and job.done > 0
-                (self._waited.add if resumed else self._waited.discard)(job.id)
+                self._waited.pop(job.id, None)
+                if resumed:
+                    self._remember(self._waited, job.id, None)
             return None
         if job.phase.startswith(WAITING):
             with self._lock:
                 self._marks.pop(job.id, None)
-                self._waited.add(job.id)
+                self._remember(self._waited, job.id, None)
             return None
         moment = now.timestamp()
         with self._lock:
             mark = self._marks.get(job.id)
             if mark is None or (mark.unit, mark.total) != (job.unit, job.total) or mark.done > job.done:
-                mark = self._marks[job.id] = _Mark(job.unit, job.total, job.done, moment)
+                mark = _Mark(job.unit, job.total, job.done, moment)
+                self._remember(self._marks, job.id, mark)
         rest = max(0.0, job.total - job.done)
         if job.done > mark.done and moment - mark.seconds >= LEAST_SECONDS:
             return rest * (moment - mark.seconds) / (job.done - mark.done)
@@ -66,6 +73,13 @@ class ProgressClock:
             return rest * elapsed / job.done if elapsed > 0 else None
         return None
 
+    @staticmethod
+    def _remember(kept: OrderedDict[int, T], job_id: int, value: T) -> None:
+        """Nobody may look at a job again once it has ended: the oldest make room."""
+        kept[job_id] = value
+        while len(kept) > MOST_JOBS:
+            kept.popitem(last=False)
+
 
 class Drawn:
     """What was drawn of a job, until it has told something new: many watch one training, once is enough."""
@@ -73,9 +87,9 @@ class Drawn:
     def __init__(self, most: int = 32) -> None:
         self._lock = threading.Lock()
         self._most = most
-        self._kept: OrderedDict[int, tuple[int, Any]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Hashable, Any]] = OrderedDict()
 
-    def get(self, job_id: int, version: int, draw: Callable[[], T]) -> T:
+    def get(self, job_id: int, version: Hashable, draw: Callable[[], T]) -> T:
         """What `draw` returned for this version of the job, or returns now.
 
         Args:
@@ -96,8 +110,38 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a worker noted, each once, in order, the last of them; and how much of its events was read for that."""
+
+    notes: tuple[str, ...] = ()
+    offset: int = 0
+
+
+class Notes:
+    """What each job's worker noted: its events are read on from where the last look ended."""
+
+    def __init__(self, most: int = 32) -> None:
+        self._lock = threading.Lock()
+        self._most = most
+        self._kept: OrderedDict[int, Told] = OrderedDict()
+
+    def get(self, job_id: int, read_on: Callable[[Told], Told]) -> tuple[str, ...]:
+        with self._lock:
+            known = self._kept.get(job_id, Told())
+        told = read_on(known)
+        with self._lock:
+            self._kept[job_id] = told
+            self._kept.move_to_end(job_id)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return told.notes
+
+
+@dataclass(frozen=True)
 class Watch:
     """One for the whole page."""
 
     clock: ProgressClock = field(default_factory=ProgressClock)
     drawn: Drawn = field(default_factory=Drawn)
+    past: Drawn = field(default_factory=Drawn)
+    notes: Notes = field(default_factory=Notes)

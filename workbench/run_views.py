@@ -16,7 +16,8 @@ from storage.records import CheckpointAnswer, Job
 from storage.runs import HELDOUT, REPORT
 from workbench.charts import Series, line_chart
 from workbench.compare import METRICS, Metric, shown
-from workbench.job_views import Curves, duration
+from workbench.job_views import Curves
+from workbench.job_words import duration
 
 #: A curve: metric, label, colour, dashed.
 Line = tuple[str, str, int, bool]
@@ -33,7 +34,11 @@ CHARTS: tuple[Drawn, ...] = (
     ("Reward accuracy", _both("reward_accuracy", "accuracy", 4), (0.0, 1.0)),
     (
         "Reward margin: is the image used?",
-        (*_both("reward_margin", "margin", 3), (f"{HELDOUT}blank_margin", "image blanked, held-out", 2, True)),
+        (
+            *_both("reward_margin", "margin", 3),
+            (f"{HELDOUT}shown_margin", "with the image, held-out", 1, True),
+            (f"{HELDOUT}blank_margin", "image blanked, held-out", 2, True),
+        ),
         None,
     ),
     (

@@ -49,7 +49,7 @@ WIDE = frozenset({"loss", "name", "system_prompt", "lora_targets", "watched_prom
 
 #: What stands under "Advanced", by heading; a method shows those that it has.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data": ("fraction", "flip", "report_share", "seed", "image_fit", "system_prompt"),
+    "Data": ("fraction", "flip", "report_share", "seed", "image_fit", "system_prompt", "steer", "revision"),
     "Preference": ("label_smoothing", "image_weight", "anchor_weight"),
     "LoRA": ("lora_alpha", "lora_dropout", "lora_targets", "train_projector", "projector_learning_rate"),
     "Schedule": ("schedule", "warmup_ratio", "weight_decay"),

@@ -17,11 +17,11 @@ from gradio.routes import App
 from starlette.staticfiles import StaticFiles
 
 from storage.errors import PlumbError
-from workbench import api, door, images
+from workbench import api, chat_export, door, images, job_downloads, job_notices
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import agreement, chat, jobs, judges, models, pairs, samples
+from workbench.pages import agreement, chat, jobs, judges, machine, models, pairs, samples
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
@@ -33,6 +33,7 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "jobs": jobs.build,
     "models": models.build,
     "chat": chat.build,
+    "machine": machine.build,
 }
 
 
@@ -68,6 +69,9 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     app.include_router(door.routes(doorkeeper))
     app.include_router(images.routes(context))
     app.include_router(api.routes(context, doorkeeper))
+    app.include_router(chat_export.routes(context, doorkeeper))
+    app.include_router(job_notices.routes(context, doorkeeper))
+    app.include_router(job_downloads.routes(context))
     app.add_exception_handler(PlumbError, api.answer_error)
     app.add_exception_handler(RequestValidationError, api.answer_invalid)
 
@@ -171,4 +175,5 @@ def _head(context: Context) -> str:
         return f"{STATIC_PATH}/{name}?v={digest}"
 
     sheets = "".join(f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css")))
-    return f'{sheets}<script>window.plumbStore="{store}"</script><script src="{url("plumb.js")}"></script>'
+    scripts = "".join(f'<script src="{url(name)}"></script>' for name in ("plumb.js", "notices.js"))
+    return f'{sheets}<script>window.plumbStore="{store}"</script>{scripts}'

@@ -62,7 +62,7 @@ class Answers:
     ) -> None:
         self._config, self._loaded, self._policy = config, loaded, policy
         self._reporter, self._check = reporter, check
-        samples = watched_rows(material, config.kind, config.watched_samples, config.seed)
+        samples = watched_rows(material, config.kind, config.watched_samples)
         self._items = [self._sample(run, number, row) for number, row in enumerate(samples)]
         self._items += [
             Watched(len(samples) + place, prompt_messages(config, text), text)
@@ -145,8 +145,8 @@ class Answers:
         ]
 
 
-def watched_rows(material: Material, method: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """So many held-out rows of different samples, the first in an order that the seed decides.
+def watched_rows(material: Material, method: str, count: int) -> list[dict[str, Any]]:
+    """So many held-out rows of different samples, the first in an order that the data set decides.
 
     Pairs where there are any: their messages ask what is asked when the adapter is used. Those of SteerLM's other
     rows ask for the values of their own answers.
@@ -157,7 +157,7 @@ def watched_rows(material: Material, method: str, count: int, seed: int) -> list
         row = material.rows[place]
         samples.setdefault(row.get("sample_id", place), row)
     rows = list(samples.values())
-    return random.Random(f"watched/{seed}").sample(rows, min(count, len(rows)))
+    return random.Random(f"watched/{material.seed}").sample(rows, min(count, len(rows)))
 
 
 def asked(messages: Messages) -> str:
@@ -170,7 +170,7 @@ def asked(messages: Messages) -> str:
 
 def prompt_messages(config: TrainConfig, text: str) -> Messages:
     """A watched prompt as a chat, as the method's adapters are asked."""
-    return asked_of(config.kind, [{"role": "user", "content": [{"type": "text", "text": text}]}])
+    return asked_of(config.asked_as, [{"role": "user", "content": [{"type": "text", "text": text}]}])
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

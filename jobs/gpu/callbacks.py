@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from jobs.checkpoints import checkpoint_folder, is_whole, keep_newest
 from jobs.configs import DpoConfig, TrainConfig
 from jobs.gpu.answers import Answers
 from jobs.gpu.best import Best
 from jobs.gpu.broken import check_numbers
 from jobs.gpu.material import Material
 from jobs.gpu.trackers import Curves
-from jobs.gpu.trainers import Noise, any_process, is_whole, noise, save_adapter, set_noise
+from jobs.gpu.trainers import Noise, any_process, noise, save_adapter, set_noise
 from jobs.gpu.trial import memory_gb
 from jobs.gpu.watching import Watcher
 from jobs.reporter import Reporter, Stopped
@@ -242,9 +242,15 @@ class Telling(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._trainer is None:
             return
+        self._keep_newest()
         if self._best is not None:
             self._best.prune()
         self._meter.start()
+
+    def _keep_newest(self) -> None:
+        """The one that was just written is whole and on the disk: older ones may go."""
+        if self._trainer.is_world_process_zero():
+            keep_newest(Path(self._trainer.args.output_dir), self._config.keep_checkpoints)
 
     def _keep(self, folder: Path) -> None:
         if self._trainer.is_world_process_zero():
@@ -256,7 +262,7 @@ class Telling(TrainerCallback):
         A step that was begun leaves no trace but in the noise, which is put back.
         """
         state, trainer = self._trainer.state, self._trainer
-        folder = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = checkpoint_folder(Path(trainer.args.output_dir), state.global_step)
         if not self._config.keep_checkpoints or state.global_step == 0:
             return None
         if any_process(not is_whole(folder)):
@@ -264,6 +270,7 @@ class Telling(TrainerCallback):
                 return None  # ended by a signal in the middle of the optimizer's step
             set_noise(self._noise)
             trainer._save_checkpoint(trainer.model, trial=None)
+            self._keep_newest()
         if (
             state.global_step in self._points
             and self._looked < state.global_step

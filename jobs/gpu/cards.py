@@ -11,6 +11,7 @@ import yaml
 
 from jobs.configs import DpoConfig, TrainConfig
 from jobs.gpu.markdown import cell, code, facts_table, table
+from jobs.gpu.profiles import UNCHANGED, Profile
 from jobs.models import DEMO
 from jobs.reporter import versions
 from jobs.runs import JobFile, RunFolder
@@ -39,6 +40,7 @@ def training_card(
     name: str,
     metrics: Mapping[str, float],
     revision: str | None = None,
+    profile: Profile = UNCHANGED,
 ) -> str:
     """Markdown with the hub's front matter.
 
@@ -48,6 +50,7 @@ def training_card(
     Args:
         metrics: the last value of each metric, under our names.
         revision: the commit of the base, where it came from a hub.
+        profile: what was changed about the base's processor.
     """
     lineage = _read(run.lineage)
     saved = _read(run.adapter / "adapter_config.json")
@@ -91,7 +94,7 @@ A LoRA adapter for the vision-language model {code(config.model)}, trained by {t
 {repeat_told(job, settings)}
 ## Use
 
-{use_told(config, revision)}
+{use_told(config, revision, profile)}
 The adapter knows what the labels of its data set reward, no more.
 """
 
@@ -235,7 +238,7 @@ def metrics_told(config: TrainConfig, metrics: Mapping[str, float]) -> str:
         )
     if not any(key.startswith("report_") for key in metrics):
         told.append("This run had no pairs for the report.")
-    if config.kind == "steerlm":
+    if config.asked_as == "steerlm":
         told.append("Pairs were asked with all five values at 4.")
     return "\n".join(told)
 
@@ -257,7 +260,7 @@ python -m jobs submit job.json
 """
 
 
-def use_told(config: TrainConfig, revision: str | None) -> str:
+def use_told(config: TrainConfig, revision: str | None, profile: Profile) -> str:
     """How the adapter is loaded, and what it is asked with."""
     base = json.dumps(config.model, ensure_ascii=False) + (
         f", revision={json.dumps(revision)}" if revision else ""
@@ -276,7 +279,9 @@ processor = AutoProcessor.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
 ```
 """
-    if config.kind == "steerlm":
+    if profile != UNCHANGED:
+        told += f"\n{profile_told(profile)}\n"
+    if config.asked_as == "steerlm":
         told += f"""
 It was trained to be told what to answer like. End the last user turn with a newline and these two lines; Plumb's
 own jobs and chat do so by themselves:
@@ -287,6 +292,21 @@ own jobs and chat do so by themselves:
 ```
 """
     return told
+
+
+def profile_told(profile: Profile) -> str:
+    """What the base's own processor does otherwise than it did in training."""
+    told = []
+    if profile.image_fit == "square":
+        told.append(
+            "images were padded to a square with the mean colour, where the base's own processor crops them"
+        )
+    if profile.system_prompt:
+        told.append(
+            "conversations began with the system prompt "
+            f"{json.dumps(profile.system_prompt, ensure_ascii=False)}, which the base's chat template leaves out"
+        )
+    return f"In training {', and '.join(told)}. Plumb's own jobs, chat and merged weights do so by themselves."
 
 
 def _read(file: Any) -> dict[str, Any]:

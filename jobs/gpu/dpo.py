@@ -8,7 +8,7 @@ log-probabilities were taken once (references.py).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ from jobs.configs import DpoConfig
 from jobs.gpu.image_term import SCRAPS, Heard, anchor_loss, image_loss, image_margins, score_scraps
 from jobs.gpu.loading import Loaded
 from jobs.gpu.material import Material
-from jobs.gpu.policy import keep_reference
+from jobs.gpu.policy import keep_reference, keeping_precision
 from jobs.gpu.shared_prefix import SharedPrefix
 from jobs.gpu.trainers import Common, common_settings
 from jobs.losses import parse_losses
 from jobs.runs import RunFolder
+
+#: What a batch, and its scraps, bring of the reference.
+REFERENCES = frozenset({"ref_chosen_logps", "ref_rejected_logps", "references"})
 
 
 class Preferences(Common, DPOTrainer):
@@ -41,6 +44,18 @@ class Preferences(Common, DPOTrainer):
         self._batches: list[int] = []
         self._shown: list[int] = []
         super().__init__(*arguments, **named)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """transformers' own, but for the reference's log-probabilities, which stay in float32.
+
+        With DeepSpeed it casts every float of a batch to the precision of training: at −150 bfloat16's neighbours
+        are 1 apart, as much as many a margin.
+        """
+        ready = super()._prepare_inputs(inputs)
+        for given, made in ((inputs, ready), (inputs.get(SCRAPS, {}), ready.get(SCRAPS, {}))):
+            for name in REFERENCES & given.keys():
+                made[name] = given[name].to(made[name].device)
+        return ready
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -87,15 +102,31 @@ class Preferences(Common, DPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # TRL averages the batches' means, which gives the pairs of a short last batch more weight.
+        # With several processes these are weighed by this one's batches: `Watcher.look` tells the exact ones.
         if not self.model.training and self._batches:
             for name, values in self._metrics["eval"].items():
                 sizes = self._shown if name == "image_margin" else self._batches
                 if len(values) == len(sizes):
-                    total = sum(value * size for value, size in zip(values, sizes, strict=True))
-                    self._metrics["eval"][name] = [total / sum(sizes)]
+                    self._metrics["eval"][name] = [weighed(values, sizes)]
             self._batches.clear()
             self._shown.clear()
         super().log(logs, start_time)
+
+    def mean_image_margin(self) -> float | None:
+        """The mean of `image_margin` over the pairs looked at since `forget_means`; None where none has one."""
+        values = self._metrics["eval"].get("image_margin", [])
+        return weighed(values, self._shown) if values else None
+
+    def forget_means(self) -> None:
+        """Drop what was kept of evaluation batches."""
+        self._metrics["eval"].clear()
+        self._batches.clear()
+        self._shown.clear()
+
+
+def weighed(values: Sequence[float], sizes: Sequence[int]) -> float:
+    """The mean of batches' means, each weighing as much as its batch has pairs."""
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
 def make_dpo(
@@ -122,17 +153,18 @@ def make_dpo(
         label_smoothing=config.label_smoothing,
         disable_dropout=False,
     )
-    trainer = Preferences(
-        model=policy,
-        args=settings,
-        train_dataset=material.dataset(material.training),
-        eval_dataset=material.dataset(material.held_out) if material.held_out else None,
-        processing_class=loaded.processor,
-        data_collator=collator,
-        callbacks=callbacks,
-        image_weight=config.image_weight,
-        anchor_weight=config.anchor_weight,
-    )
+    with keeping_precision(policy):
+        trainer = Preferences(
+            model=policy,
+            args=settings,
+            train_dataset=material.dataset(material.training),
+            eval_dataset=material.dataset(material.held_out) if material.held_out else None,
+            processing_class=loaded.processor,
+            data_collator=collator,
+            callbacks=callbacks,
+            image_weight=config.image_weight,
+            anchor_weight=config.anchor_weight,
+        )
     keep_reference(policy, config.start_adapter is not None)
     if shared:
         trainer.prefix = SharedPrefix(policy.get_base_model(), images_once=True).install()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from jobs.configs import GenerateConfig
@@ -14,6 +13,7 @@ from jobs.gpu.devices import claim_device
 from jobs.gpu.loading import Loaded, load_for
 from jobs.gpu.lora import attach, frozen_adapter, speaking
 from jobs.gpu.prompts import check_messages, chunks, encode, from_run, lengths
+from jobs.places import models_folder
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
@@ -39,7 +39,7 @@ def generate(run: RunFolder, job: JobFile, config: GenerateConfig, reporter: Rep
     reporter.progress(len(rows) - len(waiting), len(rows), "samples")
     if not waiting:
         return
-    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), models_folder(run, job), reporter)
     model, speaker = loaded.model, None
     if config.adapter is not None:
         found = frozen_adapter(run, config.adapter)
@@ -143,6 +143,8 @@ class Generation:
             "adapter": self._config.adapter,
             "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
         }
+        if self._loaded.revision:
+            settings["revision"] = self._loaded.revision
         for number, answer in enumerate(answers):
             if number in self._written[sample]:
                 continue

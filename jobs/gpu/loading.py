@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from jobs.config_base import ModelConfig
+from jobs.download import fetch
 from jobs.gpu.devices import check_dtype
 from jobs.gpu.processors import read_processor
 from jobs.gpu.profiles import UNCHANGED, Profile, apply_profile, profile_for
+from jobs.hub import lacking_weights, offline, snapshot
 from jobs.models import DEMO, check_model, location
 from jobs.reporter import Reporter
 from storage.errors import PlumbError, UserError
@@ -67,6 +69,7 @@ def load_for(config: ModelConfig, device: torch.device, models_dir: Path, report
         quantization=config.quantization,
         image_fit=config.image_fit,
         system_prompt=config.system_prompt,
+        revision=config.revision,
     )
 
 
@@ -81,17 +84,20 @@ def load(
     quantization: str = "none",
     image_fit: str = "auto",
     system_prompt: str = "auto",
+    revision: str = "",
 ) -> Loaded:
-    """Load a base model, assembling the demo VLM first where it is asked for and not there yet.
+    """Load a base model; first the demo VLM is assembled, a hub's model downloaded, where it isn't there yet.
 
     Args:
         dtype: "auto" takes what the weights were saved in.
         models_dir: where the demo VLM is kept.
-        attention, quantization, image_fit, system_prompt: as `ModelConfig` has them.
+        attention, quantization, image_fit, system_prompt, revision: as `ModelConfig` has them.
 
     Raises:
-        UserError: the name leads nowhere, the folder holds no image-text-to-text model, its weights are
-            pickles, or precision, quantization or attention don't suit the device.
+        UserError: the name leads nowhere, the folder holds no image-text-to-text model or not all of it, its
+            weights are pickles, or precision, quantization or attention don't suit the device.
+        Stopped: asked to stop while the model was downloaded.
+        Unreachable: the hub is, and the model isn't on this machine.
     """
     check_model(name)
     wanted = check_dtype(dtype, device)
@@ -100,20 +106,24 @@ def load(
     if name == DEMO:
         assert folder is not None
         _assemble_demo(folder, reporter)
-    source = str(folder) if folder is not None else name
+    source, commit = (
+        (str(folder), None) if folder is not None else (name, _on_this_machine(name, revision, reporter))
+    )
     reporter.phase("loading the model")
-    config = _read_config(name, source, folder is not None)
+    config = _read_config(name, source, folder is not None, commit)
     _check_kind(name, config)
     if folder is not None:
         refuse_pickles(name, folder, "model")
+        refuse_halves(name, folder)
     settings = {"attn_implementation": attention, **quantized(quantization, wanted, device)}
-    model, processor = _read_model(name, source, wanted, settings)
+    model, processor = _read_model(name, source, wanted, {"revision": commit, **settings})
     _check_processor(name, processor)
     profile = profile_for(name, config, processor, image_fit, system_prompt)
     apply_profile(profile, processor)
     if quantization == "none":  # weights in 4 bits are on their device already, and can't be moved
         model.to(device)
-    return Loaded(name, model.eval(), processor, device, profile, getattr(model.config, "_commit_hash", None))
+    commit = commit or getattr(model.config, "_commit_hash", None)
+    return Loaded(name, model.eval(), processor, device, profile, commit)
 
 
 def check_extras(attention: str, quantization: str, dtype: str, device: torch.device) -> None:
@@ -164,6 +174,27 @@ def quantized(quantization: str, dtype: torch.dtype | str, device: torch.device)
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
+def _on_this_machine(name: str, revision: str, reporter: Reporter) -> str:
+    """Have a hub's model in the hub's cache; returns its commit.
+
+    transformers would download, too, but tell nothing, and begin anew when it was interrupted.
+    """
+    place = snapshot(name, revision)
+    if place is None or lacking_weights(place):
+        if offline():
+            raise UserError(_not_here(name, revision))
+        place = fetch(name, revision, reporter)
+    return place.name
+
+
+def _not_here(name: str, revision: str) -> str:
+    which = f"{name!r}, revision {revision!r}," if revision else repr(name)
+    return (
+        f"The model {which} isn't in the cache and the hub can't be reached, since HF_HUB_OFFLINE is set. "
+        "Download it first where there is a network, or give a folder that holds the model."
+    )
+
+
 def _assemble_demo(folder: Path, reporter: Reporter) -> None:
     from jobs.gpu.demo.assemble import ensure_demo
 
@@ -172,11 +203,11 @@ def _assemble_demo(folder: Path, reporter: Reporter) -> None:
     ensure_demo(folder, lambda text, part: reporter.progress(round(100 * part), 100, "% assembled"))
 
 
-def _read_config(name: str, source: str, local: bool) -> Any:
+def _read_config(name: str, source: str, local: bool, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(explain(name, local, error)) from error
 
@@ -229,6 +260,19 @@ def refuse_pickles(name: str, folder: Path, what: str) -> None:
     raise UserError(f"The {what} {name!r} has no weights: there is no .safetensors file in {folder.name}.")
 
 
+def refuse_halves(name: str, folder: Path) -> None:
+    """Raise UserError for a folder that lacks some of the weights that its own index names."""
+    if not (folder / "model.safetensors.index.json").is_file():
+        return
+    lacking = lacking_weights(folder)
+    if lacking:
+        several = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(
+            f"The model {name!r} is not whole: {lacking[0]}{several} of its weights' files are gone. Copy the "
+            "folder again, or start the job with another base model."
+        )
+
+
 def _read_model(name: str, source: str, dtype: torch.dtype | str, settings: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
@@ -241,7 +285,7 @@ def _read_model(name: str, source: str, dtype: torch.dtype | str, settings: dict
                 raise
             arguments["attn_implementation"] = "eager"
             model = AutoModelForImageTextToText.from_pretrained(source, **arguments)
-        processor = read_processor(source, model.config)
+        processor = read_processor(source, model.config, settings["revision"])
     except (OSError, ValueError, KeyError) as error:
         if "safetensors" in str(error):
             raise UserError(

@@ -16,6 +16,7 @@ from jobs.gpu.loading import Loaded
 from jobs.gpu.prepared import ROW_WISE, Prepared, check_lengths, prepare
 from jobs.gpu.references import Found, ReferenceBook, answer_keys, context_of, digest, look_up
 from jobs.gpu.shared_prefix import why_not
+from jobs.places import models_folder, references_folder
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import UserError
@@ -33,6 +34,7 @@ class Material:
         held_out: of the same kind: their loss is taken along the run.
         pairs: held-out pairs, whose rewards are taken along the run; for dpo the same as `held_out`.
         report: pairs that are looked at once, at the end.
+        seed: the data set's: what is drawn by it is the same for all runs on it, whatever their own seeds are.
     """
 
     rows: list[dict[str, Any]]
@@ -41,6 +43,7 @@ class Material:
     pairs: list[int]
     report: list[int]
     prepared: Prepared
+    seed: str = ""
 
     def dataset(self, places: Sequence[int]) -> Any:
         """These rows as the trainers take them."""
@@ -119,15 +122,15 @@ def stock_reason(loaded: Loaded, config: TrainConfig, reporter: Reporter) -> str
     return reason
 
 
-def open_book(job: JobFile, loaded: Loaded, shared: bool, start: Path | None = None) -> ReferenceBook:
+def open_book(
+    run: RunFolder, job: JobFile, loaded: Loaded, shared: bool, start: Path | None = None
+) -> ReferenceBook:
     """What earlier runs of this data folder know of this reference.
 
     Args:
         start: the adapter that training starts from, which is the reference then.
     """
-    models, shared_folder = Path(job.models_dir), Path(job.references_dir or "-")
-    # On another machine than the one that froze the run there is no such folder.
-    folder = shared_folder if shared_folder.is_dir() else models.parent / "references"
+    models, folder = models_folder(run, job), references_folder(run, job)
     ends = end_tokens(loaded.model, loaded.processor.tokenizer)
     path = "shared prefix" if shared else "stock"
     return ReferenceBook(folder, context_of(loaded, ends, models, folder, start, path))
@@ -170,6 +173,7 @@ def read_material(
         pairs=places("heldout", True),
         report=places("report", True),
         prepared=prepared,
+        seed=run.job().dataset_hash or "",
     )
 
 

@@ -22,6 +22,7 @@ from jobs.gpu.devices import claim_device
 from jobs.gpu.loading import Loaded, load_for
 from jobs.gpu.lora import FrozenAdapter, attach, frozen_adapter
 from jobs.merged import FILE, Merged, check_name, merged_root, name_for, read_merged
+from jobs.places import models_folder
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import Conflict, PlumbError, UserError
@@ -46,22 +47,29 @@ def merge(run: RunFolder, job: JobFile, config: MergeConfig, reporter: Reporter)
     if config.quantization != "none":
         raise UserError(_no_quantization(config.model))
     adapter = frozen_adapter(run, config.adapter)
-    target = merged_root(Path(job.models_dir)) / check_name(config.name or name_for(adapter.name, adapter.id))
+    target = merged_root(models_folder(run, job)) / check_name(config.name or name_for(adapter.name, adapter.id))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            _merge(job, config, adapter, target, reporter)
+            _merge(run, job, config, adapter, target, reporter)
     except Timeout:
         raise Conflict(
             f"Another job is writing merged weights named {target.name!r}; choose another name."
         ) from None
 
 
-def _merge(job: JobFile, config: MergeConfig, adapter: FrozenAdapter, target: Path, reporter: Reporter) -> None:
+def _merge(
+    run: RunFolder,
+    job: JobFile,
+    config: MergeConfig,
+    adapter: FrozenAdapter,
+    target: Path,
+    reporter: Reporter,
+) -> None:
     for left in target.parent.glob(f".{target.name}.draft-*"):  # of a worker that was killed
         shutil.rmtree(left, ignore_errors=True)
     _progress(reporter, 0)
-    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), models_folder(run, job), reporter)
     _refuse_quantized(loaded)
     dtype = loaded.model.dtype
     made = Merged(
@@ -73,6 +81,8 @@ def _merge(job: JobFile, config: MergeConfig, adapter: FrozenAdapter, target: Pa
         job=job.job_id,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         method=adapter.method,
+        revision=loaded.revision or "",
+        **loaded.profile.settings,
     )
     if target.exists():
         _same_or_refuse(target, made)
@@ -167,7 +177,7 @@ Full weights: the adapter `{made.adapter_name}` merged into `{made.base_model}` 
 
 | | |
 |---|---|
-| base model | `{made.base_model}` |
+| base model | `{made.base_model}`{f", revision `{made.revision}`" if made.revision else ""} |
 | adapter | {made.adapter_name} (#{made.adapter}) |
 | adapter's files | `{made.adapter_sha256}` |
 | precision | {made.dtype} |

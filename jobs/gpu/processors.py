@@ -40,11 +40,12 @@ class NoVideos:
         return dict(self.settings)
 
 
-def read_processor(source: str, config: Any) -> Any:
+def read_processor(source: str, config: Any, revision: str | None = None) -> Any:
     """The processor of a model's folder or hub name; its images are resized by Pillow.
 
     Args:
         config: the model's, whose type tells the processor's class.
+        revision: the commit of a hub's model; None for a folder.
 
     Raises:
         OSError, ValueError, KeyError: as transformers' Auto classes.
@@ -53,10 +54,10 @@ def read_processor(source: str, config: Any) -> Any:
     kind = processor_class(config)
     try:
         if kind is not None and set(kind.get_attributes()) == {"image_processor", "tokenizer", "video_processor"}:
-            return without_videos(kind, source)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            return without_videos(kind, source, revision)
+        processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         if getattr(getattr(processor, "image_processor", None), "backend", "pil") != "pil":
-            processor.image_processor = pillow_images(source)
+            processor.image_processor = pillow_images(source, revision)
     except ImportError as error:
         raise UserError(
             f"The processor of {source!r} needs a package that isn't installed: {str(error).strip()}"
@@ -72,24 +73,24 @@ def processor_class(config: Any) -> type[ProcessorMixin] | None:
     return found
 
 
-def pillow_images(source: str) -> Any:
-    return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+def pillow_images(source: str, revision: str | None = None) -> Any:
+    return AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil", trust_remote_code=False)
 
 
-def without_videos(kind: type[ProcessorMixin], source: str) -> Any:
+def without_videos(kind: type[ProcessorMixin], source: str, revision: str | None = None) -> Any:
     """A processor of this class whose part for videos is `NoVideos`."""
-    settings, _ = kind.get_processor_dict(source)
+    settings, _ = kind.get_processor_dict(source, revision=revision)
     parts = {
-        "image_processor": pillow_images(source),
-        "tokenizer": AutoTokenizer.from_pretrained(source, trust_remote_code=False),
-        "video_processor": NoVideos(settings.get("video_processor") or video_settings(source)),
+        "image_processor": pillow_images(source, revision),
+        "tokenizer": AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False),
+        "video_processor": NoVideos(settings.get("video_processor") or video_settings(source, revision)),
     }
     return still(kind).from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
 
 
-def video_settings(source: str) -> dict[str, Any]:
+def video_settings(source: str, revision: str | None = None) -> dict[str, Any]:
     """What the folder or the hub has of them; {} where they are the images' settings, as in older models."""
-    file = cached_file(source, VIDEO_SETTINGS, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(source, VIDEO_SETTINGS, revision=revision, _raise_exceptions_for_missing_entries=False)
     found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     return found if isinstance(found, dict) else {}
 

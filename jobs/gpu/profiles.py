@@ -12,12 +12,14 @@ that is saved with its processor answers the same in plain transformers.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from jobs.gpu.prompts import control_words
+from jobs.merged import read_merged
 from storage.errors import UserError
 
 #: What the original puts before the first turn (conv_vicuna_v1).
@@ -25,6 +27,9 @@ VICUNA = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
+
+#: What a chat template begins with that Plumb gave a system prompt.
+BEGINNING = "{%- if messages and messages[0]['role'] != 'system' -%}"
 
 #: Image processors that scale the shorter side and crop the centre, with the settings that LLaVA's own one takes.
 CROPPING = ("CLIPImageProcessor", "CLIPImageProcessorPil", "LlavaImageProcessor", "LlavaImageProcessorPil")
@@ -68,8 +73,10 @@ UNCHANGED = Profile()
 def profile_for(name: str, config: Any, processor: Any, image_fit: str, system_prompt: str) -> Profile:
     """The profile that these settings ask for.
 
+    A folder of merged weights has the profile of its adapter in its processor: there `auto` changes nothing.
+
     Args:
-        name: the model's, for the text of an error.
+        name: the model's: a folder's path, or a hub's name.
         config: the model's.
         image_fit: "auto", "square" or "processor".
         system_prompt: "auto", or the text itself.
@@ -78,7 +85,7 @@ def profile_for(name: str, config: Any, processor: Any, image_fit: str, system_p
         UserError: the images of this processor can't be padded, or the system prompt holds a control word.
     """
     images = processor.image_processor
-    llava = config.model_type == "llava"
+    llava = config.model_type == "llava" and read_merged(Path(name)) is None
     if image_fit == "auto":
         fit = "square" if llava and crops(images) else "processor"
     elif image_fit == "square" and type(images).__name__ not in CROPPING:
@@ -90,8 +97,8 @@ def profile_for(name: str, config: Any, processor: Any, image_fit: str, system_p
         fit = image_fit
     if system_prompt == "auto":
         template = str(template_of(processor) or "")
-        mute = "ASSISTANT:" in template and "artificial intelligence assistant" not in template
-        return Profile(fit, VICUNA if llava and mute else "")
+        told = "artificial intelligence assistant" in template or template.startswith(BEGINNING)
+        return Profile(fit, VICUNA if llava and "ASSISTANT:" in template and not told else "")
     for word in control_words(processor):
         if word in system_prompt:
             raise UserError(f"system_prompt {system_prompt!r:.80} holds {word!r}, a control word; take it out.")
@@ -142,8 +149,7 @@ def begun(template: str, system_prompt: str) -> str:
     """The chat template with a system message before conversations that have none."""
     message = "[{'role': 'system', 'content': [{'type': 'text', 'text': " + quoted(system_prompt) + "}]}]"
     return (
-        "{%- if messages and messages[0]['role'] != 'system' -%}"
-        "{%- set messages = " + message + " + messages -%}"
+        BEGINNING + "{%- set messages = " + message + " + messages -%}"
         "{%- endif %}\n" + template  # transformers trims the newline; the template begins a line, as before
     )
 

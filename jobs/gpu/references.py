@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from filelock import FileLock, Timeout
 from jobs.gpu.loading import Loaded
 from jobs.gpu.prompts import chunks, image_names
 from jobs.gpu.ranks import first_here
+from jobs.hub import snapshot
 from jobs.models import location
 from jobs.reporter import versions
 from jobs.runs import RunFolder
@@ -152,11 +154,14 @@ def processor_settings(processor: Any) -> dict[str, Any]:
     words = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     for passing in ("padding", "truncation"):  # of the last call, not of the tokenizer
         words.pop(passing, None)
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
     return {
         "class": type(processor).__name__,
         "settings": processor.to_dict(),
         "images": processor.image_processor.to_dict(),
-        "template": getattr(processor, "chat_template", None) or tokenizer.chat_template,
+        "template": template,
+        # Some templates tell the model what day it is (Llama 3.2's): the same messages are other tokens tomorrow.
+        "day": date.today().isoformat() if "strftime_now" in str(template) else "",
         "words": words,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }
@@ -164,7 +169,7 @@ def processor_settings(processor: Any) -> dict[str, Any]:
 
 def base_digest(loaded: Loaded, models_dir: Path, folder: Path) -> str:
     """Of the base's weights: of its files, or, where none are found, of the weights in memory."""
-    place = location(loaded.name, models_dir) or _snapshot(loaded.name)
+    place = location(loaded.name, models_dir) or snapshot(loaded.name, loaded.revision or "")
     if place is not None and any(place.glob("*.safetensors")):
         return folder_digest(place, folder)
     found = hashlib.sha256()
@@ -178,17 +183,6 @@ def _bytes() -> Any:
     import torch
 
     return torch.uint8
-
-
-def _snapshot(name: str) -> Path | None:
-    """The folder of a hub model in the hub's cache."""
-    from transformers.utils import cached_file
-
-    try:
-        config = cached_file(name, "config.json", local_files_only=True)
-    except OSError:
-        return None
-    return Path(config).parent if config else None
 
 
 def folder_digest(place: Path, folder: Path) -> str:

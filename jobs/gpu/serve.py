@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -35,6 +34,7 @@ from jobs.gpu.loading import load_for
 from jobs.gpu.lora import attach, frozen_adapter
 from jobs.keys import SERVE_KEY
 from jobs.merged import method_of
+from jobs.places import models_folder
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
@@ -56,7 +56,7 @@ def serve(run: RunFolder, job: JobFile, config: ServeConfig, reporter: Reporter)
             f"{SERVE_KEY} is not set (or shorter than {_SHORTEST_KEY} characters): the chat's model never answers "
             "without a secret. Start it from Plumb, or set one."
         )
-    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), models_folder(run, job), reporter)
     found = {number: frozen_adapter(run, number) for number in config.adapters}
     names = {number: f"a{number}" for number in found}
     if found:

@@ -18,7 +18,7 @@ from jobs.configs import SteerlmConfig, TrainConfig
 from jobs.gpu.collate import kindred
 from jobs.gpu.loading import Loaded
 from jobs.gpu.material import Material
-from jobs.gpu.policy import keep_reference
+from jobs.gpu.policy import keep_reference, keeping_precision
 from jobs.gpu.sampling import KinBatches, LengthBatches
 from jobs.gpu.shared_prefix import SharedPrefix
 from jobs.gpu.trainers import Common, common_settings
@@ -124,15 +124,16 @@ def make_sft(
         kin = kindred(material.rows, material.prepared.entries, loaded.model.config.image_token_id)
         collator = dataclasses.replace(collator, kin=kin)
         held_out = by_kin(held_out, kin, material.lengths)
-    trainer = Supervised(
-        model=policy,
-        args=TrlConfig(**common_settings(run, config, loaded)),
-        train_dataset=material.dataset(material.training),
-        eval_dataset=material.dataset(held_out) if held_out else None,
-        processing_class=loaded.processor,
-        data_collator=Labelled(collator, shared),
-        callbacks=callbacks,
-    )
+    with keeping_precision(policy):
+        trainer = Supervised(
+            model=policy,
+            args=TrlConfig(**common_settings(run, config, loaded)),
+            train_dataset=material.dataset(material.training),
+            eval_dataset=material.dataset(held_out) if held_out else None,
+            processing_class=loaded.processor,
+            data_collator=Labelled(collator, shared),
+            callbacks=callbacks,
+        )
     if kin:
         trainer.kin = [kin[place] for place in material.training]
         trainer.kin_lengths = added_tokens(material, kin)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any, cast
 
 import numpy
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from jobs.checkpoints import checkpoint_folder, cleared_up, seal, unseal
 from jobs.configs import TrainConfig
 from jobs.gpu.loading import Loaded
 from jobs.gpu.policy import POLICY
@@ -23,7 +21,8 @@ from jobs.gpu.shared_prefix import SharedPrefix
 from jobs.gpu.trackers import others
 from jobs.runs import RunFolder
 
-STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that is written
+#: transformers' names of schedules where they aren't ours: its own "constant" leaves the warm-up out.
+SCHEDULES = {"constant": "constant_with_warmup"}
 
 
 class Common:
@@ -107,6 +106,18 @@ class Common:
             found: dict[str, float] = cast(Any, super()).evaluate(eval_dataset, *arguments, **named)
             return found
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers' own; it counts once all processes have written their parts, and these are on the disk."""
+        trainer: Any = self
+        folder = checkpoint_folder(Path(trainer.args.output_dir), trainer.state.global_step)
+        with cleared_up(folder.parent, alone=trainer.args.should_save):
+            if trainer.args.should_save:
+                unseal(folder)
+            cast(Any, super())._save_checkpoint(model, trial)
+            trainer.accelerator.wait_for_everyone()
+            if trainer.args.should_save:
+                seal(folder)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint's weights: the policy alone. The reference can be made again from where it came."""
         trainer: Any = self
@@ -173,6 +184,24 @@ def any_process(holds: bool) -> bool:
     return bool(told.item())
 
 
+def first_ones(values: dict[str, float]) -> dict[str, float]:
+    """The first process's numbers, in all of the run's processes. All of them must ask at the same point."""
+    spread = torch.distributed
+    if not (spread.is_available() and spread.is_initialized() and spread.get_world_size() > 1):
+        return values
+    told: list[Any] = [values]
+    spread.broadcast_object_list(told, src=0)
+    found: dict[str, float] = told[0]
+    return found
+
+
+def whole_weights(trainer: Any) -> Any:
+    """The weights as one dictionary where they are spread over processes (all of them must ask), else None."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+
+
 def save_adapter(model: Any, folder: Path, state_dict: Any = None) -> None:
     """The policy's adapter as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +225,7 @@ def common_settings(run: RunFolder, config: TrainConfig, loaded: Loaded) -> dict
         "per_device_eval_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_checkpointing": config.gradient_checkpointing,
-        "lr_scheduler_type": config.schedule,
+        "lr_scheduler_type": SCHEDULES.get(config.schedule, config.schedule),
         "warmup_steps": config.warmup_ratio,  # below 1: a share of the steps
         "weight_decay": config.weight_decay,
         "bf16": loaded.model.dtype == torch.bfloat16,
@@ -208,33 +237,10 @@ def common_settings(run: RunFolder, config: TrainConfig, loaded: Loaded) -> dict
         "remove_unused_columns": False,
         "eval_strategy": "no",  # Telling asks for it at its points, and for checkpoints
         "save_strategy": "no",
-        "save_total_limit": max(1, config.keep_checkpoints),
+        "save_total_limit": None,  # Telling keeps the newest by their steps (jobs/checkpoints.py)
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would show the mean in place of a NaN
         "report_to": others(config) or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": loaded.device.type == "cuda",
     }
-
-
-def last_checkpoint(run: RunFolder) -> Path | None:
-    """The newest whole checkpoint of the run; those that a crash tore are removed."""
-    for found in sorted(run.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True):
-        if is_whole(found):
-            return found
-        shutil.rmtree(found, ignore_errors=True)  # several processes may be at it
-    return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
-    try:
-        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from jobs.checkpoints import last_checkpoint, step_of
 from jobs.configs import DpoConfig, TrainConfig
 from jobs.gpu.answers import Answers
 from jobs.gpu.best import ACCURACY, MARGIN, Best
@@ -38,9 +39,10 @@ from jobs.gpu.ranks import check_processes
 from jobs.gpu.scoring import PairScorer, References
 from jobs.gpu.sft import make_sft
 from jobs.gpu.trackers import Curves, check_trackers
-from jobs.gpu.trainers import last_checkpoint, save_adapter, step_of
+from jobs.gpu.trainers import save_adapter, whole_weights
 from jobs.gpu.trial import try_step
 from jobs.gpu.watching import Watcher
+from jobs.places import models_folder
 from jobs.reporter import Reporter, Stopped
 from jobs.runs import JobFile, RunFolder
 
@@ -63,10 +65,10 @@ def train(run: RunFolder, job: JobFile, config: TrainConfig, reporter: Reporter)
     rows = read_rows(run, config, reporter)
     reporter.check_stop()
     start = start_folder(run, config, reporter.note)
-    loaded = load_for(config, claim_device(job.device), Path(job.models_dir), reporter)
+    loaded = load_for(config, claim_device(job.device), models_folder(run, job), reporter)
     reporter.check_stop()
     shared = stock_reason(loaded, config, reporter) is None
-    book = open_book(job, loaded, shared, start)
+    book = open_book(run, job, loaded, shared, start)
     material = read_material(run, loaded, rows, shared, reporter)
     telling = Telling(reporter, config, len(material.held_out))
     with answers_alone():
@@ -223,12 +225,13 @@ def save(
     telling: Telling,
     reporter: Reporter,
 ) -> None:
-    """The adapter as safetensors, its card, and the event that tells of it."""
+    """The adapter as safetensors, its card, and the event that tells of it. Every process calls it."""
+    weights = whole_weights(trainer)
     if not trainer.is_world_process_zero():
         return
     name = config.name or f"{config.dataset}-{config.kind}-{job.job_id}"
-    save_adapter(trainer.accelerator.unwrap_model(trainer.model), run.adapter)
-    card = training_card(run, job, config, name, telling.last, loaded.revision)
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), run.adapter, weights)
+    card = training_card(run, job, config, name, telling.last, loaded.revision, loaded.profile)
     (run.adapter / "README.md").write_text(card, encoding="utf-8")
     reporter.event(
         "adapter",

@@ -20,7 +20,7 @@ from jobs.gpu.references import ReferenceBook
 from jobs.gpu.scoring import NOT_FOR_THE_MODEL, PairScorer, References, blanked, reward_metrics
 from jobs.gpu.shared_prefix import RESCALED, images_of
 from jobs.gpu.token_scores import TILE
-from jobs.gpu.trainers import undisturbed
+from jobs.gpu.trainers import first_ones, undisturbed
 from jobs.reporter import Reporter
 from jobs.runs import RunFolder
 
@@ -55,8 +55,8 @@ class Watcher:
         self._references, self._reporter, self._check = references, reporter, check
         self._beta = config.beta if isinstance(config, DpoConfig) else BETA
         shown = [place for place in material.pairs if image_names(material.rows[place]["messages"])]
-        self._blank = some(shown, MOST_BLANK, config.seed)
-        self._near = some(material.pairs, MOST_KL, config.seed)
+        self._blank = some(shown, MOST_BLANK, material.seed)
+        self._near = some(material.pairs, MOST_KL, material.seed)
         self._blank_references: References = {}
         reason = no_kl(trainer)
         if reason and self._near and config.evaluations:
@@ -99,13 +99,17 @@ class Watcher:
             if several or not dpo:
                 found |= self._rewards(pairs)
             if several and dpo:
-                found["loss"] = self._loss(pairs)
+                found |= self._losses(pairs)
             found |= self._lengths(pairs)
             if self._blank:
                 found["blank_margin"] = self._rewards(self._blank, blank=True)["reward_margin"]
+                # Of the same pairs: those that show no image, and those not drawn, are in reward_margin alone.
+                if self._blank != pairs:
+                    found["shown_margin"] = self._rewards(self._blank)["reward_margin"]
             if self._near:
                 found["kl"] = self._kl()
-        return {f"heldout_{name}": value for name, value in found.items()}
+        # Devices round differently, and all processes must think the same evaluation the best one.
+        return first_ones({f"heldout_{name}": value for name, value in found.items()})
 
     def report(self) -> dict[str, float]:
         """The metrics of the pairs kept for the report; empty where there are none.
@@ -120,7 +124,7 @@ class Watcher:
             self._trainer.model.eval()
             found = self._rewards(pairs) | self._lengths(pairs)
             if isinstance(self._config, DpoConfig):
-                found["loss"] = self._loss(pairs)
+                found["loss"] = self._losses(pairs)["loss"]
         return {f"report_{name}": value for name, value in found.items()}
 
     @property
@@ -150,16 +154,18 @@ class Watcher:
         chosen, rejected = (sum(len(entry.answers[side]) for entry in entries) / len(entries) for side in (0, 1))
         return {"chosen_tokens": chosen, "rejected_tokens": rejected}
 
-    def _loss(self, places: Sequence[int]) -> float:
-        """DPO's loss, each pair weighing alike; batches as training makes them."""
+    def _losses(self, places: Sequence[int]) -> dict[str, float]:
+        """DPO's loss and, with mDPO's term, the margin it looks at, each pair weighing alike."""
         trainer, total = self._trainer, 0.0
+        trainer.forget_means()
         rows = with_references(self._material.dataset(places), dict(self._references))
         for group in self._batches(range(len(rows))):
             inputs = trainer._prepare_inputs(trainer.data_collator([rows[place] for place in group]))
             with torch.no_grad(), trainer.accelerator.autocast():
                 total += float(trainer.compute_loss(trainer.model, inputs)) * len(group)
-        trainer._metrics["eval"].clear()
-        return total / len(rows)
+        margin = trainer.mean_image_margin()
+        trainer.forget_means()
+        return {"loss": total / len(rows), **({} if margin is None else {"image_margin": margin})}
 
     def _kl(self) -> float:
         """Mean nats a token of KL(policy ‖ reference) at the tokens of the chosen answers.
@@ -198,7 +204,7 @@ class Watcher:
         return hidden[:, :-1][answers]
 
 
-def some(places: Sequence[int], most: int, seed: int) -> list[int]:
+def some(places: Sequence[int], most: int, seed: str) -> list[int]:
     """At most so many of them, drawn by the seed, in their order."""
     if len(places) <= most:
         return list(places)

@@ -65,6 +65,12 @@ class Refused(PlumbError):
     """Nothing more can be asked: a key, a model's name or the settings have to be put right first."""
 
 
+class Outage(Refused):
+    """Nobody answers, whatever is asked: it may be over later."""
+
+    cause = "network"  # jobs.causes.Cause.NETWORK, by which the job is tried again
+
+
 class Caller:
     """Asks one model for one account. Safe to use from many threads; made anew for each attempt of a job.
 
@@ -98,7 +104,7 @@ class Caller:
         self._check, self._tell, self._sleep, self._ahead = check, tell, sleep, ahead
         self._lock = threading.Lock()
         self._told: tuple[str, int] | None = None
-        self._ended: str | None = None
+        self._ended: tuple[type[Refused], str] | None = None
         self._refusals = 0
         self._silent = 0  # requests in a row that were given up, by all threads
         self._waves = 0
@@ -218,7 +224,8 @@ class Caller:
 
     def _stay_open(self) -> None:
         if self._ended is not None:
-            raise Refused(self._ended)
+            kind, text = self._ended
+            raise kind(text)
 
     def _say(self, closed: Closed | None) -> None:
         """Tell what is waited for, once, and once when it goes on."""
@@ -306,13 +313,17 @@ class Caller:
             self._silent += 1
             in_a_row = self._silent
         if in_a_row >= SILENT:
-            self._end(f"No reply to {in_a_row} requests in a row, each tried {TRIES} times: {error} Resume later.")
+            self._end(
+                f"No reply to {in_a_row} requests in a row, each tried {TRIES} times: {error} Resume later.",
+                Outage,
+            )
 
-    def _end(self, text: str) -> None:
+    def _end(self, text: str, kind: type[Refused] = Refused) -> None:
         """All threads are to stop asking."""
         with self._lock:
-            self._ended = self._ended or text
-        raise Refused(self._ended)
+            self._ended = self._ended or (kind, text)
+            kind, text = self._ended
+        raise kind(text)
 
 
 def _backoff(state: RetryCallState) -> float:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jobs.configs import ChecklistConfig, JudgeConfig
@@ -20,6 +19,7 @@ from jobs.event_file import read_events
 from jobs.judges.asking import Asker, Kept, as_event, kept_of
 from jobs.judges.connect import connected
 from jobs.judges.ledger import BudgetSpent, Ledger
+from jobs.places import judges_folder
 from jobs.reporter import Reporter, Stopped
 from jobs.rubric import parse_rubric
 from jobs.runs import PAUSE, STOP, JobFile, RunFolder
@@ -48,13 +48,6 @@ def write_checklists(run: RunFolder, job: JobFile, config: ChecklistConfig, repo
     """Write a checklist for every row that has none in the run folder; raises as `judge_remotely`."""
     how = f"writing checklists with {config.model}"
     _Pool(run, job, config, reporter, how).work("checklist", lambda asker, row: asker.write_checklist(row, config))
-
-
-def judges_folder(run: RunFolder, job: JobFile) -> Path:
-    """Where the ledger lies: the data folder's, or the run folder's own on a machine that has no such folder."""
-    beside = run.path.parent.parent / "judges"  # in the data folder, also where that was moved
-    named = [Path(job.judges_dir)] if job.judges_dir else []
-    return next((folder for folder in (beside, *named) if folder.is_dir()), run.path / "judges")
 
 
 class _Pool:

@@ -13,25 +13,14 @@ from sqlite_utils import Database
 
 from storage.errors import DatabaseBusy, PlumbError
 from storage.jobs import get_job
-from workbench import job_launch, job_views, run_views
+from workbench import job_launch, job_views
 from workbench.context import Context
 from workbench.events import told
 from workbench.forms import Choice, Form, merged
-from workbench.job_desk import (
-    PAGE,
-    changed,
-    estimated,
-    form_values,
-    go_on,
-    halt,
-    halt_sweep,
-    look,
-    pause,
-    resume,
-    selected_by,
-    start,
-)
-from workbench.job_panels import Launcher, Opened
+from workbench.job_desk import estimated, form_values, selected_by, start
+from workbench.job_look import PAGE, changed, look
+from workbench.job_panels import Launcher, Opened, Queue, Undo
+from workbench.job_wiring import FORGET, Shown, wire_opened
 from workbench.progress import Watch
 from workbench.training_form import TRAINED
 from workbench.training_panel import START
@@ -56,61 +45,62 @@ watch('value', () => {
 });
 """
 
-# The opened job leaves the address, the inputs pass through.
-_FORGET = "(...inputs) => { history.replaceState(null, '', location.pathname); return inputs; }"
-
 
 def build(context: Context) -> gr.Blocks:
     with gr.Blocks(title="Jobs · Plumb", analytics_enabled=False) as page:
         with gr.Row(elem_classes="plumb-split"):
             with gr.Column(scale=2, min_width=300, elem_classes="plumb-side"):
                 new = gr.Button("New job", variant="primary", size="md")
+                queue = Queue()
                 jobs = gr.HTML(js_on_load=_CHOOSE_JS, elem_id="jobs-list", apply_default_css=False)
             with gr.Column(scale=5, min_width=420):
+                undo = Undo()
                 launcher = Launcher()
                 opened = Opened()
-        _wire(context, page, new, jobs, launcher, opened)
+        _wire(context, page, new, jobs, queue, undo, launcher, opened)
     return page
 
 
-def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Launcher, opened: Opened) -> None:
+def _wire(
+    context: Context,
+    page: gr.Blocks,
+    new: Any,
+    jobs: Any,
+    queue: Queue,
+    undo: Undo,
+    launcher: Launcher,
+    opened: Opened,
+) -> None:
     watch = Watch()
     chosen = gr.State(None)
     seen = gr.State({})
     limit = gr.State(PAGE)
     checkpoint = gr.State(None)  # the place that a person has chosen on the slider; None follows the newest
+    part = gr.State(None)  # the attempt whose log a person has chosen; None for the log's end
     timer = gr.Timer(TICK_SECONDS)
-    names = ("head", "figures", "charts", "more", "results", "settings", "log", "ends", "answers")
-    parts = {name: getattr(opened, name) for name in names}
-    parts["jobs"] = jobs
-    # Buttons that stand there only where they do something, by what a look says of the job.
-    acts = {
-        "rerunnable": opened.again,
-        "pausable": opened.pause,
-        "paused": opened.go_on,
-        "resumable": opened.resume,
-        "swept": opened.stop_sweep,
-        "training": opened.answers_frame,
-    }
-    shown = [*parts.values(), opened.stop, *acts.values(), opened.checkpoint, seen, chosen, limit, checkpoint]
-    shown += [launcher.column, opened.column, opened.problem, *launcher.all_errors]
+    shown = [jobs, *queue.outputs, *opened.outputs, seen, chosen, limit, checkpoint, part]
+    shown += [launcher.column, opened.column, *opened.asked, *opened.searched, *undo.outputs, *launcher.all_errors]
 
-    def show(job_id: int | None, known: Mapping[str, int], most: int, place: int | None) -> dict[Any, Any]:
+    def show(
+        job_id: int | None, known: Mapping[str, int], most: int, place: int | None, attempt: int | None
+    ) -> dict[Any, Any]:
         """Updates for a look at this job, or at none."""
-        news, digests = changed(look(context, watch, job_id, most, place), known)
-        updates: dict[Any, Any] = {parts[name]: value for name, value in news.items() if name in parts}
-        if "stoppable" in news:
-            updates[opened.stop] = gr.update(interactive=news["stoppable"])
-        if "checkpoints" in news:
-            updates[opened.checkpoint] = slider(news["checkpoints"], place)
-        updates |= {button: gr.update(visible=news[name]) for name, button in acts.items() if name in news}
+        found = look(context, watch, job_id, most, place, attempt)
+        news, digests = changed(found, known)
+        updates = opened.updates(news, found, place) | queue.updates(news)
+        if "jobs" in news:
+            updates[jobs] = news["jobs"]
         return updates | {seen: digests}  # Gradio takes no empty answer
 
     def turn_to(job_id: int | None, known: Mapping[str, int], most: int) -> dict[Any, Any]:
-        return show(job_id, known, most, None) | {
+        return {
+            **show(job_id, known, most, None, None),
+            **dict.fromkeys((checkpoint, part)),
+            **opened.ask("", ""),
+            **opened.forget_search(),
+            **undo.show(None),
             chosen: job_id,
             limit: most,
-            checkpoint: None,
             opened.problem: "",
             launcher.column: gr.update(visible=job_id is None),
             opened.column: gr.update(visible=job_id is not None),
@@ -144,39 +134,44 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
         return offer(values, kind) | turn_to(selected_by(query), {}, PAGE)
 
     def choosing(
-        current: int | None, known: dict[str, int], most: int, place: int | None, event: gr.EventData
+        current: int | None,
+        known: dict[str, int],
+        most: int,
+        place: int | None,
+        attempt: int | None,
+        event: gr.EventData,
     ) -> dict[Any, Any]:
         data = event._data or {}
         if data.get("more"):
-            return show(current, known, most + PAGE, place) | {limit: most + PAGE}
-        return turn_to(int(data["job"]), known, most) if data.get("job") else show(current, known, most, place)
+            return show(current, known, most + PAGE, place, attempt) | {limit: most + PAGE}
+        if data.get("job"):
+            return turn_to(int(data["job"]), known, most)
+        return show(current, known, most, place, attempt)
 
-    def ticking(job_id: int | None, known: dict[str, int], most: int, place: int | None) -> dict[Any, Any]:
+    def ticking(
+        job_id: int | None, known: dict[str, int], most: int, place: int | None, attempt: int | None
+    ) -> dict[Any, Any]:
         try:
-            return show(job_id, known, most, place)
+            return show(job_id, known, most, place, attempt)
         except DatabaseBusy:
             return {seen: known}  # the next look is two seconds away
 
-    def sliding(value: float, job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+    def sliding(
+        value: float, job_id: int | None, known: dict[str, int], most: int, attempt: int | None
+    ) -> dict[Any, Any]:
         place = int(value)
         newest = len(look(context, watch, job_id, most).checkpoints) - 1
         kept = place if place < newest else None
-        return show(job_id, known, most, kept) | {checkpoint: kept}
+        return show(job_id, known, most, kept, attempt) | {checkpoint: kept}
 
     def fresh(known: dict[str, int], most: int) -> dict[Any, Any]:
         values = {name: job_launch.start_values(name, {}) for name in job_launch.LAUNCHED}
         return offer(values, job_launch.LAUNCHED[0]) | turn_to(None, known, most)
 
-    def asking(act: Callable[[Context, int | None], str]) -> Callable[..., dict[Any, Any]]:
-        def ask(job_id: int | None, known: dict[str, int], most: int, place: int | None) -> dict[Any, Any]:
-            problem = act(context, job_id)
-            return show(job_id, known, most, place) | {opened.problem: job_views.error(problem)}
-
-        return ask
-
-    def again(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+    def cloning(job_id: int | None, known: dict[str, int], most: int) -> dict[Any, Any]:
+        """The form with the job's settings, to change some of them before it is started."""
         if job_id is None:
-            return show(job_id, known, most, None)
+            return show(job_id, known, most, None, None)
         with context.database() as db:
             job = get_job(db, job_id)
         values = {name: job_launch.start_values(name, {}) for name in job_launch.LAUNCHED}
@@ -185,16 +180,14 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
 
     everything = list(dict.fromkeys([*shown, *launcher.outputs]))
     page.load(told(opening), None, everything, **QUIET)
-    at = [chosen, seen, limit, checkpoint]
+    at = [chosen, seen, limit, checkpoint, part]
     timer.tick(ticking, at, shown, **QUIET)
     jobs.click(told(choosing), at, shown, **QUIET)
-    new.click(told(fresh), [seen, limit], everything, **QUIET, js=_FORGET)
-    asked = {opened.stop: halt, opened.pause: pause, opened.go_on: go_on, opened.resume: resume}
-    for button, act in {**asked, opened.stop_sweep: halt_sweep}.items():
-        button.click(told(asking(act)), at, shown, **QUIET)
-    opened.again.click(told(again), [chosen, seen, limit], everything, **QUIET, js=_FORGET)
+    new.click(told(fresh), [seen, limit], everything, **QUIET, js=FORGET)
+    opened.clone.click(told(cloning), [chosen, seen, limit], everything, **QUIET, js=FORGET)
+    wire_opened(context, Shown(at, shown, show, turn_to), opened, queue, undo)
     # While a person slides, only the last place counts.
-    slid = [opened.checkpoint, chosen, seen, limit]
+    slid = [opened.checkpoint, chosen, seen, limit, part]
     opened.checkpoint.input(told(sliding), slid, shown, **QUIET, trigger_mode="always_last")
     for kind, form in launcher.forms.items():
         begin = _starter(context, kind, form, launcher.errors[kind], turn_to)
@@ -207,13 +200,6 @@ def _wire(context: Context, page: gr.Blocks, new: Any, jobs: Any, launcher: Laun
     generate.component("model").input(
         _adapters(context, generate), [generate.component("model")], [generate.component("adapter")], **QUIET
     )
-
-
-def slider(steps: tuple[int, ...], place: int | None) -> Any:
-    """The slider over a run's checkpoints: it stands there where there are two to choose from."""
-    last = max(1, len(steps) - 1)
-    value = last if place is None else min(place, last)
-    return gr.update(maximum=last, value=value, visible=len(steps) > 1, label=run_views.slider_label(steps))
 
 
 def _filled(

@@ -1,0 +1,225 @@
+"""Saving what can still be read of a database file that SQLite finds damaged.
+
+SQLite's shell has `.recover` for this; Python has not. Each table is walked in the order of its rows; where a page
+cannot be read, the walk goes on behind it, and comes up to it again from there. What was read goes into a new
+database of this version. Foreign keys that lead nowhere then are `storage.repair`'s next step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from storage.database import connect, migrate
+from storage.errors import UserError
+from storage.folder import DataFolder
+from storage.rows import rows
+
+Values = tuple[Any, ...]
+
+_LARGEST_ID = 2**62
+_TAILS = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What was saved.
+
+    Attributes:
+        kept: where the damaged file lies now.
+        rows: by table.
+        broken: tables of which something could not be read.
+    """
+
+    kept: Path
+    rows: dict[str, int]
+    broken: tuple[str, ...]
+
+
+def recover(folder: DataFolder) -> Recovered:
+    """Replace a damaged database by one with all rows that can be read; the damaged file stays beside it.
+
+    Nobody else may have the database open.
+
+    Raises:
+        UserError: nothing can be read of it, or the new one cannot be written.
+    """
+    draft = DataFolder(folder.root / "recovering")
+    moment = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    kept = folder.database.with_name(f"{folder.database.name}.damaged-{moment}")
+    try:
+        _remove(draft)
+        draft.root.mkdir()
+        migrate(draft)
+        counts, broken = _copy_all(folder, draft)
+        if not any(counts.values()):
+            raise UserError(
+                f"Nothing can be read of {folder.database}. Restore a backup: `python -m storage restore FILE`."
+            )
+        for tail in _TAILS:  # the log and its index belong to the damaged file
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{folder.database}{tail}", f"{kept}{tail}")
+        os.rename(draft.database, folder.database)
+    except OSError as error:
+        raise UserError(f"The database cannot be recovered ({error.strerror}: {error.filename}).") from error
+    finally:
+        _remove(draft)
+    return Recovered(kept, counts, tuple(broken))
+
+
+def _remove(draft: DataFolder) -> None:
+    for tail in (*_TAILS, "-journal"):
+        Path(f"{draft.database}{tail}").unlink(missing_ok=True)
+    if draft.root.is_dir():
+        draft.root.rmdir()
+
+
+def _copy_all(folder: DataFolder, draft: DataFolder) -> tuple[dict[str, int], list[str]]:
+    target = connect(draft)
+    source = sqlite3.connect(f"{folder.database.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    source.text_factory = lambda data: data.decode(errors="replace")
+    counts: dict[str, int] = {}
+    broken: list[str] = []
+    try:
+        target.conn.execute("PRAGMA foreign_keys = OFF")
+        for table in _tables(target):
+            target.conn.execute("BEGIN")
+            counts[table], failed = _copy_table(source, target, table)
+            target.conn.execute("COMMIT")
+            if failed:
+                broken.append(table)
+        _copy_sequences(source, target)
+        target.conn.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        source.close()
+        target.close()
+    return counts, broken
+
+
+def _tables(db: Database) -> list[str]:
+    """Our tables: neither SQLite's own nor the search index, which triggers fill."""
+    found = rows(
+        db,
+        """SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'
+           AND name NOT GLOB '_sqlite_*' AND name NOT GLOB '*_fts*' ORDER BY rowid""",
+    )
+    return [row["name"] for row in found]
+
+
+def _copy_table(source: sqlite3.Connection, target: Database, table: str) -> tuple[int, bool]:
+    """(rows that were saved, whether something could not be read)."""
+    ours = rows(target, f"SELECT name, pk FROM pragma_table_info('{table}')")
+    try:
+        there = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
+    except sqlite3.DatabaseError:
+        return 0, True
+    columns = [row["name"] for row in ours if row["name"] in there]  # one of an earlier version has fewer
+    if not columns:
+        return 0, False
+    shape = rows(target, "SELECT sql FROM sqlite_master WHERE name = ?", [table])[0]["sql"]
+    if "WITHOUT ROWID" in shape:
+        key = [row["name"] for row in sorted(ours, key=lambda row: row["pk"]) if row["pk"]]
+        walk: _Walk | _WalkByKey = _WalkByKey(source, table, columns, key)
+    else:
+        walk = _Walk(source, table, columns)
+    statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    saved = 0
+    for values in walk:
+        with contextlib.suppress(sqlite3.IntegrityError):  # values that no column of ours takes
+            saved += max(0, target.conn.execute(statement, values).rowcount)
+    return saved, walk.failed
+
+
+class _Walk:
+    """The rows of a table, without those on pages that cannot be read; some come twice."""
+
+    def __init__(self, source: sqlite3.Connection, table: str, columns: list[str]) -> None:
+        self._source, self._table, self._columns = source, table, columns
+        self.failed = False
+
+    def __iter__(self) -> Iterator[Values]:
+        last = -_LARGEST_ID
+        while True:
+            broke = False
+            for rowid, *values in self._try("rowid > ? ORDER BY rowid", last):
+                if rowid is None:
+                    broke = True
+                    break
+                last = rowid
+                yield tuple(values)
+            if not broke:
+                return
+            self.failed = True
+            behind = self._next_behind(last)
+            if behind is None:
+                return
+            # Up to the broken page from its other side, then on from where that began.
+            for rowid, *values in self._try("rowid > ? AND rowid <= ? ORDER BY rowid DESC", last, behind):
+                if rowid is not None:
+                    yield tuple(values)
+            last = behind
+
+    def _try(self, condition: str, *values: int) -> Iterator[Values]:
+        """Rows, each behind its rowid; one of None alone where a page cannot be read."""
+        chosen = ", ".join(self._columns)
+        try:
+            yield from self._source.execute(
+                f"SELECT rowid, {chosen} FROM {self._table} NOT INDEXED WHERE {condition}", values
+            )
+        except sqlite3.DatabaseError:
+            yield (None,)
+
+    def _next_behind(self, last: int) -> int | None:
+        """The rowid of a row behind the broken page, not far behind it; None where there is none."""
+        step = 1
+        last = max(last, 0)
+        while last + step < _LARGEST_ID:
+            for rowid, *_ in self._try("rowid > ? ORDER BY rowid LIMIT 1", last + step):
+                if rowid is not None:
+                    return int(str(rowid))
+                break  # still on the page
+            else:
+                return None
+            step *= 2
+        return None
+
+
+class _WalkByKey:
+    """As `_Walk` for a table without row ids: from both ends of its key, each until a page cannot be read."""
+
+    def __init__(self, source: sqlite3.Connection, table: str, columns: list[str], key: list[str]) -> None:
+        self._source, self._table, self._columns, self._key = source, table, columns, key
+        self.failed = False
+
+    def __iter__(self) -> Iterator[Values]:
+        for order in ("ASC", "DESC"):
+            by = ", ".join(f"{name} {order}" for name in self._key)
+            try:
+                yield from self._source.execute(
+                    f"SELECT {', '.join(self._columns)} FROM {self._table} ORDER BY {by}"
+                )
+                return
+            except sqlite3.DatabaseError:
+                self.failed = True
+
+
+def _copy_sequences(source: sqlite3.Connection, target: Database) -> None:
+    """Ids of deleted rows are not given again, as far as the damaged file still knows them."""
+    try:
+        known = source.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
+    except sqlite3.DatabaseError:
+        return
+    for name, last in known:
+        changed = target.conn.execute(
+            "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", [last, name]
+        ).rowcount
+        if not changed and name in _tables(target):
+            target.conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [name, last])

@@ -1,0 +1,478 @@
+"""Restoring a backup into a new data folder: all of it, verified, or nothing.
+
+The folder holds `restoring.json` until everything is there and every sha256 has been compared; Plumb does not
+begin on such a folder, and a second restore begins anew. A restore that fails leaves things as they were.
+
+Nothing in a backup is trusted: only plain files with paths inside a data folder are unpacked, none of them twice,
+and none larger than the backup itself, which is not compressed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from sqlite_utils import Database
+
+from storage import jobs as store
+from storage.backup import Tell
+from storage.database import immediate, migrate, session
+from storage.errors import Conflict, DatabaseTooNew, PlumbError, UserError
+from storage.files import link_or_copy, write_atomically
+from storage.folder import RESTORING, DataFolder
+from storage.lifecycle import JobStatus
+from storage.manifest import (
+    DATABASE,
+    HEADER,
+    MANIFEST,
+    PARTS,
+    Header,
+    Manifest,
+    check_name,
+    read_header,
+    read_manifest,
+)
+from storage.migrations import migrations
+from storage.records import now
+from storage.settings import get_setting, put_setting
+from storage.units import in_words
+
+LOCK = "restoring.lock"
+
+_DRAFT = f"{DATABASE}.restoring"
+_SPARE = 16_000_000  # bytes: the database is migrated, and its log beside it
+_LARGEST_TEXT = 1_000_000_000  # bytes of the manifest: about four million files
+_CHUNK = 1 << 20
+# What a file system keeps at its own root is nobody's data.
+_IGNORED = frozenset({"lost+found", LOCK})
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore did.
+
+    Attributes:
+        migrated: the migrations that brought an older database to this version.
+        ended: jobs that were at work in the backup.
+        held: whether the queue is held, because jobs wait in it.
+        moved: where the folder lies that was there before.
+        missing, damaged: as the backup tells them (`storage.manifest.Manifest`).
+    """
+
+    folder: DataFolder
+    files: int
+    bytes: int
+    created_at: str
+    migrated: tuple[str, ...]
+    ended: tuple[int, ...]
+    held: bool
+    moved: Path | None
+    missing: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+
+def restore(
+    file: Path, folder: DataFolder, user: str, replace: bool = False, tell: Tell = lambda done, total: None
+) -> Restored:
+    """Make a data folder of a backup.
+
+    Jobs that were at work in the backup are settled; where jobs wait in the queue it is held, so that nothing
+    starts before somebody has looked.
+
+    Args:
+        user: who holds the queue then.
+        replace: move what is there aside, to `<folder>.before-<time>`, first.
+
+    Raises:
+        UserError: the file is no backup, was cut off or changed, or a newer Plumb wrote it; the folder is not
+            empty, or cannot be written; the disk is full. Nothing was changed.
+        Conflict: another restore, or a supervisor, is at work there.
+    """
+    with _opened(file) as tar:
+        header = _first(tar, file)
+        _refuse_newer(header, file)
+        _look_at(folder, replace, file)
+        moved = _move_aside(folder) if replace else None
+        made = not folder.root.exists()
+        try:
+            with _alone(folder), _undone(folder):
+                _need_room(folder, file)
+                manifest = _unpack(tar, folder, header, tell)
+                size = sum(entry.bytes for entry in manifest.files)
+                migrated, ended, held = _begin_anew(folder, manifest, user)
+                os.sync()  # before it is called done: thousands of files at once are synced faster than one by one
+                (folder.root / RESTORING).unlink()
+        except BaseException as error:
+            _put_back(folder, moved, made)
+            if isinstance(error, OSError | sqlite3.Error | tarfile.TarError):
+                raise _told(error, file, folder) from error
+            raise
+    folder.create()
+    return Restored(
+        folder=folder,
+        files=len(manifest.files),
+        bytes=size,
+        created_at=header.created_at,
+        migrated=migrated,
+        ended=ended,
+        held=held,
+        moved=moved,
+        missing=manifest.missing,
+        damaged=manifest.damaged,
+    )
+
+
+# the file -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with file.open("rb") as opened:
+            if opened.read(16) == b"SQLite format 3\0":
+                raise UserError(
+                    f"{file} is a database alone, without images and adapters. Put a copy of it into a new folder "
+                    f"as {DATABASE}, and name that folder with --data."
+                )
+        tar = tarfile.open(file, "r:")  # noqa: SIM115  # never a compressed one: its size would tell nothing
+    except OSError as error:
+        raise UserError(f"The backup {file} cannot be read ({error.strerror}).") from error
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{file} is no backup of Plumb's ({error}); name a .tar file that `python -m storage backup` wrote."
+        ) from error
+    with tar:
+        yield tar
+
+
+def _first(tar: tarfile.TarFile, file: Path) -> Header:
+    try:
+        member = tar.next()
+        if member is not None and member.name == HEADER and member.isreg():
+            return read_header(_text(tar, member))
+    except tarfile.TarError as error:
+        raise _cut_off(file) from error
+    raise UserError(
+        f"{file} is no backup of Plumb's: it does not begin with {HEADER}. Name a file that "
+        "`python -m storage backup` wrote."
+    )
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > _LARGEST_TEXT:
+        raise UserError(f"The backup's {member.name} has {in_words(member.size)}, which is absurd; use another.")
+    opened = tar.extractfile(member)
+    assert opened is not None  # a plain file
+    return opened.read()
+
+
+def _refuse_newer(header: Header, file: Path) -> None:
+    ours = {migration.name for migration in migrations.pending(Database(memory=True))}
+    foreign = [name for name in header.migrations if name not in ours]
+    if foreign:
+        raise DatabaseTooNew(
+            f"{file} was made by a newer Plumb ({header.plumb}; its database has {', '.join(foreign)}, unknown "
+            "here). Update Plumb, then restore it."
+        )
+
+
+def _cut_off(file: Path) -> UserError:
+    return UserError(f"{file} was cut off: its end is missing. Copy it anew, or use another backup.")
+
+
+# the folder ---------------------------------------------------------------------------------------------------
+
+
+def _look_at(folder: DataFolder, replace: bool, file: Path) -> None:
+    """Refuse a folder that must not be restored into, before anything is written."""
+    root = folder.root
+    if file.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"The backup {file} lies in the folder that is to be restored; move it out first.")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; name a folder with --data.")
+    if not replace:
+        _refuse_full(folder)
+
+
+def _refuse_full(folder: DataFolder) -> None:
+    there = _entries(folder)
+    if there and RESTORING not in there:
+        shown = ", ".join(there[:3]) + (" …" if len(there) > 3 else "")
+        raise UserError(
+            f"{folder.root} is not empty (it holds {shown}). Name a folder that is empty or not there yet, or "
+            "give --replace to move this one aside."
+        )
+
+
+def _entries(folder: DataFolder) -> list[str]:
+    try:
+        return sorted(set(os.listdir(folder.root)) - _IGNORED)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"The folder {folder.root} cannot be read ({error.strerror}).") from error
+
+
+def _move_aside(folder: DataFolder) -> Path | None:
+    """Rename the folder that is there, with all that is in it; where it lies now."""
+    there = _entries(folder)
+    if not there or RESTORING in there:  # what an unfinished restore has left is no data
+        return None
+    aside = folder.root.with_name(f"{folder.root.name}.before-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    lock = FileLock(folder.runtime / "supervisor.lock", timeout=0)
+    try:
+        if folder.runtime.is_dir():
+            with lock:
+                pass
+        if aside.exists():
+            raise UserError(f"{aside} is there already; try again in a second.")
+        folder.root.rename(aside)
+    except Timeout:
+        raise Conflict(
+            f"A supervisor is at work on {folder.root}. Stop Plumb and its jobs first; it leaves by itself soon "
+            "after the last job has ended."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{folder.root} cannot be moved to {aside} ({error.strerror}). Where it is a disk of its own, move "
+            "away what it holds, or restore into another folder."
+        ) from error
+    return aside
+
+
+@contextlib.contextmanager
+def _alone(folder: DataFolder) -> Iterator[None]:
+    """The folder, made if need be, with nobody else restoring into it, and nothing in it."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.root / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Conflict(f"Another restore is at work in {folder.root}; wait for its end.") from None
+    try:
+        _clear(folder)  # of a restore that was interrupted: all that it had put there
+        _refuse_full(folder)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder.root / LOCK).unlink()
+        lock.release()
+
+
+@contextlib.contextmanager
+def _undone(folder: DataFolder) -> Iterator[None]:
+    """Mark the folder unfinished; where the restore fails, all that it put there goes again."""
+    note = "A backup is being restored into this folder, or was, and did not come to its end. Plumb won't begin."
+    write_atomically(folder.root / RESTORING, json.dumps({"note": note, "since": now()}, indent=1) + "\n")
+    try:
+        yield
+    except BaseException:
+        _clear(folder)
+        raise
+
+
+def _clear(folder: DataFolder) -> None:
+    """Remove an unfinished restore, the mark last; a folder without the mark is left alone."""
+    if not (folder.root / RESTORING).exists():
+        return
+    for part in PARTS:
+        if (folder.root / part).exists():
+            shutil.rmtree(folder.root / part)
+    for name in (_DRAFT, *(f"{DATABASE}{tail}" for tail in ("", "-wal", "-shm", "-journal"))):
+        (folder.root / name).unlink(missing_ok=True)
+    (folder.root / RESTORING).unlink()
+
+
+def _put_back(folder: DataFolder, moved: Path | None, made: bool) -> None:
+    """Leave things as they were before a restore that failed."""
+    with contextlib.suppress(OSError):
+        if moved is not None or made:
+            folder.root.rmdir()
+        if moved is not None:
+            moved.rename(folder.root)
+
+
+def _need_room(folder: DataFolder, file: Path) -> None:
+    size, free = file.stat().st_size, shutil.disk_usage(folder.root).free
+    if free < size + _SPARE:
+        raise UserError(
+            f"The backup needs about {in_words(size + _SPARE)}, and there are {in_words(free)} free where "
+            f"{folder.root} is to be. Free some disk, or restore into a folder on another one."
+        )
+
+
+def _told(error: Exception, file: Path, folder: DataFolder) -> PlumbError:
+    if isinstance(error, tarfile.TarError):
+        return _cut_off(file)
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError(f"The backup {file} cannot be restored into {folder.root} ({why}). Nothing was changed.")
+
+
+# unpacking ----------------------------------------------------------------------------------------------------
+
+
+def _unpack(tar: tarfile.TarFile, folder: DataFolder, header: Header, tell: Tell) -> Manifest:
+    """Every file of the backup, compared with the manifest. The database gets its name last."""
+    file = Path(str(tar.name))
+    size = file.stat().st_size
+    unpacked: dict[str, tuple[str, int]] = {}  # path → (sha256, bytes)
+    manifest: Manifest | None = None
+    while (member := tar.next()) is not None:
+        if manifest is not None:
+            raise UserError(f"{file} goes on after its manifest: somebody changed it. Nothing was restored.")
+        _refuse_strange(member, folder, size)
+        if member.name == MANIFEST:
+            manifest = read_manifest(_text(tar, member))
+            continue
+        if check_name(member.name) in unpacked:
+            raise UserError(f"{file} holds {member.name} twice: somebody changed it. Nothing was restored.")
+        unpacked[member.name] = _unpack_file(tar, member, _place(folder, member.name))
+        tell(member.offset_data + member.size, size)
+    if manifest is None:
+        raise _cut_off(file)
+    if manifest.header != header:
+        raise UserError(f"The header of {file} is not that of its manifest: somebody changed it.")
+    _compare(manifest, unpacked, file)
+    for name in manifest.void:
+        if name in unpacked:
+            _place(folder, name).unlink()
+    for entry in manifest.files:
+        if entry.same_as:
+            link_or_copy(folder.root / entry.same_as, folder.root / entry.path)
+    return manifest
+
+
+def _place(folder: DataFolder, name: str) -> Path:
+    """Where a file is unpacked: no program shall take the database for one before all is there."""
+    return folder.root / (_DRAFT if name == DATABASE else name)
+
+
+def _refuse_strange(member: tarfile.TarInfo, folder: DataFolder, size: int) -> None:
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        raise UserError(
+            f"The backup holds {member.name!r}, which is no plain file: Plumb did not write this backup, or "
+            "somebody changed it. Nothing was restored."
+        )
+    if member.size < 0 or member.offset_data + member.size > size:
+        raise UserError(
+            f"The backup holds {member.name!r} with {in_words(member.size)}, more than is left of it: it was cut "
+            "off or changed. Nothing was restored."
+        )
+    if member.name != MANIFEST:
+        check_name(member.name)
+    try:
+        if hasattr(tarfile, "data_filter"):  # since Python 3.11.4
+            tarfile.data_filter(member, str(folder.root))
+    except tarfile.FilterError as error:
+        raise UserError(f"The backup holds a file that is refused ({error}). Nothing was restored.") from error
+
+
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> tuple[str, int]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    opened = tar.extractfile(member)
+    assert opened is not None  # a plain file
+    digest = hashlib.sha256()
+    with opened, target.open("xb") as out:
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+            out.write(chunk)
+    if member.mtime > 0:
+        with contextlib.suppress(OSError, OverflowError):
+            os.utime(target, (member.mtime, member.mtime))
+    return digest.hexdigest(), member.size
+
+
+def _compare(manifest: Manifest, unpacked: dict[str, tuple[str, int]], file: Path) -> None:
+    """Raise UserError unless the files are those of the manifest, each with its sha256."""
+    named = {entry.path: entry for entry in manifest.files}
+    if len(named) != len(manifest.files) or DATABASE not in named:
+        raise UserError(f"The manifest of {file} is damaged; use another backup.")
+    for path in unpacked.keys() - named.keys():
+        if path not in manifest.void:
+            raise UserError(f"{file} holds {path}, which its manifest does not name: somebody changed it.")
+    for entry in manifest.files:
+        check_name(entry.path)
+        if entry.same_as and (entry.path in unpacked or DATABASE in (entry.path, entry.same_as)):
+            raise UserError(f"{file} gives {entry.path} two contents: somebody changed it.")
+        found = unpacked.get(entry.same_as or entry.path)
+        if found is None:
+            raise UserError(f"{file} lacks {entry.path}, which its manifest names; use another backup.")
+        if found != (entry.sha256, entry.bytes):
+            raise UserError(
+                f"{entry.path} is not what it was when {file} was made (its sha256 differs): the file is damaged, "
+                "or somebody changed it. Use another backup."
+            )
+
+
+# the restored database ----------------------------------------------------------------------------------------
+
+
+def _begin_anew(
+    folder: DataFolder, manifest: Manifest, user: str
+) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
+    """(migrations that ran, jobs that were at work, whether the queue is held)."""
+    os.replace(folder.root / _DRAFT, folder.database)
+    migrated = tuple(migrate(folder))
+    with session(folder) as db, immediate(db):
+        for job_id, cut in manifest.cut_logs.items():
+            _move_log(db, job_id, cut)
+        ended = _settle(db, manifest)
+        held = store.count_open(db) > 0
+        if held and get_setting(db, store.HELD) is None:
+            put_setting(db, store.HELD, {"user": user, "since": now()}, user)
+    return migrated, ended, held
+
+
+def _move_log(db: Database, job_id: int, cut: int) -> None:
+    """Each attempt knows its part of the log by byte; the backup has only the log's end."""
+    db.conn.execute(
+        "UPDATE attempts SET log_begin = max(0, log_begin - ?), log_end = max(0, log_end - ?) WHERE job_id = ?",
+        [cut, cut, job_id],
+    )
+
+
+def _settle(db: Database, manifest: Manifest) -> tuple[int, ...]:
+    """End the attempts that were open when the backup was made: their workers are not this folder's."""
+    when = f"{manifest.header.created_at[:16].replace('T', ' ')} UTC"
+    for attempt in store.open_attempts(db):
+        reason = f"The data folder was restored from the backup of {when}, in which this attempt was at work."
+        store.end_attempt(db, attempt.id, JobStatus.FAILED, reason, "gone")
+    ended = store.active_jobs(db)
+    for job in ended:
+        told = f"It was at work when the backup of {when} was made, from which the data folder was restored."
+        if job.id in manifest.without_checkpoints:
+            told += " Its checkpoints are not in the backup."
+        stopping = job.status is JobStatus.STOPPING
+        hint = "" if stopping else " Resume it to go on from what its run folder holds, or run it again."
+        store.move(db, job.id, JobStatus.STOPPED if stopping else JobStatus.FAILED, f"{told}{hint}")
+    return tuple(job.id for job in ended)
+
+
+def describe(restored: Restored) -> list[str]:
+    """What a restore did, a line each, for a person."""
+    told = [
+        f"Restored {restored.files:,} files ({in_words(restored.bytes)}) of the backup of "
+        f"{restored.created_at[:16].replace('T', ' ')} UTC into {restored.folder.root}."
+    ]
+    if restored.moved:
+        told.append(f"What was there before lies in {restored.moved}.")
+    if restored.migrated:
+        told.append(f"The database was brought to this version ({', '.join(restored.migrated)}).")
+    if restored.ended:
+        numbers = ", ".join(map(str, restored.ended))
+        told.append(f"Jobs that were at work then have ended: {numbers}. Resume those that shall go on.")
+    if restored.held:
+        told.append("Jobs wait in the queue; it is held until `python -m jobs release`.")
+    told += [f"Not in the backup: {name}" for name in restored.missing]
+    told += [f"Damaged already when the backup was made: {name}" for name in restored.damaged]
+    return told
