@@ -284,7 +284,8 @@ def answer_once(model_name: str, folder: Path, names: Sequence[str], tokens: int
     model, processor = load(model_name)
     side = model.config.vision_config.image_size
     bench = Bench(attached(model, processor, folder, names), processor, tokens, side)
-    for name in names or [None] * len(NAMES):
+    beside: list[str | None] = list(names) or [None] * len(NAMES)
+    for name in beside:
         bench.together([None, name])
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))

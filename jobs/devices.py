@@ -155,14 +155,14 @@ def _gpus(folder: DataFolder, slots: Sequence[str]) -> Iterator[Device]:
     try:
         if time.monotonic() < until:
             raise nvidia.Trouble(why)
-        gpus = nvidia.read_gpus()
+        gpus = nvidia.read_gpus(nvidia.SECONDS)
     except nvidia.Trouble as trouble:
         if trouble.hung:
             _hangs = (time.monotonic() + HANGING_SECONDS, str(trouble))
         yield from (Device(slot, problem=str(trouble)) for slot in wanted)
         return
     try:
-        running, note = nvidia.read_processes(), ""
+        running, note = nvidia.read_processes(nvidia.SECONDS), ""
     except nvidia.Trouble as trouble:
         running, note = [], f"Its processes are not known. {trouble}"
     for slot in wanted:
@@ -284,12 +284,18 @@ def _on_cpu(folder: DataFolder, total: int) -> Iterator[DeviceProcess]:
                 busy = (
                     process.cpu_percent()
                 )  # of one processor in %, since the last look: psutil keeps the objects
-                if process.pid != os.getpid() and (size >= OTHERS_SHARE * total or busy >= 100 * OTHERS_BUSY):
+                large = size >= OTHERS_SHARE * total or busy >= 100 * OTHERS_BUSY
+                if large and not _is_plumb(process):
                     others.append(DeviceProcess(process.pid, process.name(), _user(process), size))
         except psutil.Error:
             continue
     yield from sorted(own, key=_by_size)
     yield from sorted(others, key=_by_size)[:MOST_OTHERS]
+
+
+def _is_plumb(process: psutil.Process) -> bool:
+    """The process that asks, or a supervisor."""
+    return process.pid == os.getpid() or process.cmdline()[1:4] == ["-m", "jobs", "supervise"]
 
 
 # processes --------------------------------------------------------------------------------------------------

@@ -121,3 +121,44 @@ def files(folder: DataFolder) -> dict[str, str]:
             if path.is_file() and "/checkpoints/" not in name and not name.endswith(".lock"):
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+# backups as files ---------------------------------------------------------------------------------------------
+
+
+def kept(world: World, name: str = "plumb.tar", **options: Any) -> Path:
+    target = world.folder.root.parent / name
+    backup(world.folder, target, **options)
+    return target
+
+
+def members(file: Path) -> list[Member]:
+    with tarfile.open(file, "r:") as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+
+
+def rewritten(file: Path, change: Callable[[list[Member]], list[Member]]) -> Path:
+    """The backup with other members, as somebody might make it."""
+    target = file.with_name("changed.tar")
+    with tarfile.open(target, "w") as tar:
+        for member, data in change(members(file)):
+            if member.isreg():
+                member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return target
+
+
+def member(name: str, data: bytes = b"x", **values: Any) -> Member:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def before_manifest(*added: Member) -> Callable[[list[Member]], list[Member]]:
+    return lambda found: [*found[:-1], *added, found[-1]]
+
+
+def nothing_restored(folder: DataFolder) -> None:
+    assert not folder.root.exists(), "as it was before"

@@ -95,6 +95,7 @@ def test_an_unknown_type_is_a_bug_that_shows_at_once() -> None:
 def test_the_defaults_of_every_kind_survive_the_form(kind: str) -> None:
     found = controls_of(KINDS[kind])
     lacking: dict[str, dict[str, Any]] = {
+        "download": {"model": "owner/model"},
         "merge": {"adapter": 3},
         "push": {"adapter": 3, "repository": "ada/colours"},
         **{config.kind: {"dataset": "some pairs"} for config in TRAININGS},

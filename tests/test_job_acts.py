@@ -154,6 +154,7 @@ def test_a_job_at_work_is_not_deleted(world: World, context: Context) -> None:
     [
         ("dpo", {}, "saves a checkpoint first, and can go on from there later"),
         ("dpo", {"only_trial": True}, "leaves nothing"),
+        ("dpo", {"keep_checkpoints": 0}, "begins anew"),
         ("generate", {}, "is kept, and it can go on later"),
         ("judge", {"judge": "gemini"}, "Replies on their way are waited for"),
         ("merge", {}, "a new start begins anew"),

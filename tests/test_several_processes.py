@@ -37,10 +37,10 @@ from storage import jobs as store
 from storage import pairs
 from storage.errors import UserError
 from storage.lifecycle import ENDED, JobStatus
+from supervised import started_by
 from test_dpo_job import dpo_run, pair
 from test_sft_job import FAST as FAST_SFT
 from test_sft_job import sft_run
-from test_supervisor import started_by
 
 Wait = Callable[..., None]
 Start = Callable[[RunFolder], subprocess.Popen[bytes]]

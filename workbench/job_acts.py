@@ -152,6 +152,8 @@ def _what_stays(job: Job, at_work: bool) -> str:
     if job.kind in TRAINED:
         if job.config.get("only_trial"):
             return "It only tries a step, which leaves nothing."
+        if job.config.get("keep_checkpoints") == 0:
+            return "It keeps no checkpoints: if it goes on later, it begins anew."
         saves = "A training saves a checkpoint first, and" if at_work else "Its checkpoints stay, and it"
         return f"{saves} can go on from there later."
     if job.kind == "serve":

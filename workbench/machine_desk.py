@@ -207,8 +207,8 @@ def empty_bin(context: Context) -> str:
 
 
 def backup_commands(context: Context) -> list[str]:
-    """The commands that make, check and restore a backup of this data folder."""
+    """The commands that make a backup of this data folder, and another folder of the backup."""
     root = context.folder.root
     # Whoever copies a command into another terminal may not have PLUMB_DATA there.
     data = "" if root == Path(platformdirs.user_data_dir("plumb")) else f" --data {shlex.quote(str(root))}"
-    return [f"python -m storage backup FILE{data}", f"python -m storage restore FILE{data}"]
+    return [f"python -m storage backup plumb.tar{data}", "python -m storage restore plumb.tar --data FOLDER"]

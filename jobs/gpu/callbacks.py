@@ -15,7 +15,7 @@ from jobs.gpu.best import Best
 from jobs.gpu.broken import check_numbers
 from jobs.gpu.material import Material
 from jobs.gpu.trackers import Curves
-from jobs.gpu.trainers import Noise, any_process, noise, save_adapter, set_noise
+from jobs.gpu.trainers import Noise, any_process, noise, save_adapter, set_noise, whole_weights
 from jobs.gpu.trial import memory_gb
 from jobs.gpu.watching import Watcher
 from jobs.reporter import Reporter, Stopped
@@ -253,8 +253,9 @@ class Telling(TrainerCallback):
             keep_newest(Path(self._trainer.args.output_dir), self._config.keep_checkpoints)
 
     def _keep(self, folder: Path) -> None:
+        weights = whole_weights(self._trainer)  # all processes ask, where they are spread
         if self._trainer.is_world_process_zero():
-            save_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), folder)
+            save_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), folder, weights)
 
     def leave(self) -> Path | None:
         """The checkpoint of the last whole step, written now where it isn't there yet; None where none is kept.
