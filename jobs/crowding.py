@@ -30,12 +30,13 @@ LOOK_SECONDS = 10.0  # a job that waits for a night shall not wake the driver tw
 def look_around(
     db: Database,
     settings: Settings,
-    see: Callable[[Settings, float], tuple[devices.Device, ...]] = devices.look,
+    see: Callable[[Settings, float], tuple[devices.Device, ...]] | None = None,
 ) -> Mapping[str, str]:
     """The slots that others fill, with words; kept in the database for `waits`. Not called within a transaction.
 
     nvidia-smi is asked only where a job could start on a GPU, or would have a chat model leave it.
     """
+    see = see or devices.look
     crowded = devices.crowded(see(settings, LOOK_SECONDS)) if _may_start(db, settings) else {}
     if crowded != get_setting(db, CROWDED, {}):
         try:

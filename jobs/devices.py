@@ -281,9 +281,7 @@ def _on_cpu(folder: DataFolder, total: int) -> Iterator[DeviceProcess]:
                 if job is not None:
                     own.append(DeviceProcess(process.pid, process.name(), _user(process), size, job))
                     continue
-                busy = (
-                    process.cpu_percent()
-                )  # of one processor in %, since the last look: psutil keeps the objects
+                busy = process.cpu_percent()  # of one processor in %, since the last look
                 large = size >= OTHERS_SHARE * total or busy >= 100 * OTHERS_BUSY
                 if large and not _is_plumb(process):
                     others.append(DeviceProcess(process.pid, process.name(), _user(process), size))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from factories import USER, World
 from jobs.freezing import freeze
@@ -12,6 +17,7 @@ from jobs.runs import JobFile, RunFolder
 from storage import jobs as store
 from storage import pairs, recycling
 from storage.adapters import add_adapter, keep_adapter
+from storage.backup import backup
 from storage.database import session
 from storage.folder import DataFolder
 from storage.images import image_path
@@ -21,6 +27,7 @@ from storage.records import Adapter, Attempt, Job
 from storage.rows import Row, rows
 
 Tables = dict[str, list[Row]]
+Member = tuple[tarfile.TarInfo, bytes]
 
 
 def run_of(world: World, job: Job, events: int = 3, log: str = "begun\n") -> RunFolder:

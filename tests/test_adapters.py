@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tarfile
-import tempfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from data_folders import begun, ended, files, fill, run_of, tables, trained
-from factories import USER, World, open_world
-from jobs import steering
-from jobs.processes import PROJECT
-from storage import backup as backups
-from storage import jobs as store
-from storage import pairs, upkeep
-from storage.__main__ import app
-from storage.adapters import delete_adapter
-from storage.backup import backup, backup_database
-from storage.database import connect, immediate, session
-from storage.errors import Conflict, DatabaseTooNew, NotFound, UserError
-from storage.folder import RESTORING, DataFolder
-from storage.lifecycle import JobStatus
-from storage.manifest import HEADER, MANIFEST
-from storage.migrations import migrations
-from storage.restore import describe, restore
-from storage.scores import set_score
+from data_folders import (
+    begun,
+    run_of,
+    trained,
+)
+from factories import World
+from jobs.events import drain
+from storage import adapters, upkeep
+from storage.adapters import delete_adapter, keep_adapter, list_adapters
+from storage.errors import Conflict
+from storage.folder import DataFolder
 
 
 def test_deleting_an_adapter_takes_no_files_from_one_that_is_being_kept(
@@ -75,8 +54,6 @@ def test_deleting_an_adapter_takes_no_files_from_one_that_is_being_kept(
 
 def test_the_row_that_came_first_keeps_the_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the deletion of a row and that of its files another adapter of the same files is added."""
-    from storage import adapters
-
     old = trained(world, "old")
     real = adapters._remove_files
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -17,12 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_folders import begun, ended, files, fill, run_of, tables, trained
+from data_folders import (
+    Member,
+    begun,
+    ended,
+    files,
+    fill,
+    kept,
+    members,
+    nothing_restored,
+    rewritten,
+    run_of,
+    tables,
+)
 from factories import USER, World, open_world
 from jobs import steering
 from jobs.processes import PROJECT
@@ -30,18 +39,17 @@ from storage import backup as backups
 from storage import jobs as store
 from storage import pairs, upkeep
 from storage.__main__ import app
-from storage.adapters import delete_adapter
-from storage.backup import backup, backup_database
+from storage.backup import backup
 from storage.database import connect, immediate, session
-from storage.errors import Conflict, DatabaseTooNew, NotFound, UserError
+from storage.errors import DatabaseTooNew, UserError
 from storage.folder import RESTORING, DataFolder
 from storage.lifecycle import JobStatus
-from storage.manifest import HEADER, MANIFEST
 from storage.migrations import migrations
-from storage.restore import describe, restore
+from storage.restore import restore
 from storage.scores import set_score
 
 PAUSE = 0.003  # seconds between two writes: SQLite's lock is not fair
+
 
 @pytest.fixture
 def full(world: World) -> World:

@@ -10,40 +10,34 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from data_folders import begun, ended, files, fill, run_of, tables, trained
-from factories import USER, World, open_world
-from jobs import steering
+from data_folders import (
+    Member,
+    before_manifest,
+    files,
+    fill,
+    kept,
+    member,
+    nothing_restored,
+    rewritten,
+    tables,
+)
+from factories import World, open_world
 from jobs.processes import PROJECT
-from storage import backup as backups
-from storage import jobs as store
-from storage import pairs, upkeep
-from storage.__main__ import app
-from storage.adapters import delete_adapter
+from storage import upkeep
 from storage.backup import backup, backup_database
-from storage.database import connect, immediate, session
-from storage.errors import Conflict, DatabaseTooNew, NotFound, UserError
+from storage.database import session
+from storage.errors import Conflict, NotFound, UserError
 from storage.folder import RESTORING, DataFolder
-from storage.lifecycle import JobStatus
 from storage.manifest import HEADER, MANIFEST
-from storage.migrations import migrations
 from storage.restore import describe, restore
-from storage.scores import set_score
 
-PAUSE = 0.003  # seconds between two writes: SQLite's lock is not fair
-
-Member = tuple[tarfile.TarInfo, bytes]
 
 @pytest.fixture
 def full(world: World) -> World:
@@ -249,7 +243,7 @@ def test_a_member_of_absurd_size_is_refused(full: World, elsewhere: DataFolder) 
     with tarfile.open(file) as tar:
         begin = tar.getmembers()[1].offset
     file.write_bytes(data[:begin] + huge.tobuf() + data[begin:])
-    with pytest.raises(UserError, match="with 1.0 TB, more than is left of it"):
+    with pytest.raises(UserError, match=r"with 1\.0 TB, more than is left of it"):
         restore(file, elsewhere, "bob")
     nothing_restored(elsewhere)
 
