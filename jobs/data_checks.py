@@ -40,11 +40,13 @@ def folder(settings: Settings) -> Iterator[Check]:
     root = there.root
     remedy = "choose another with --data or PLUMB_DATA, or have its owner give you the right to write"
     if not root.is_dir():
-        parent = next((path for path in root.parents if path.is_dir()), Path("/"))
-        if os.access(parent, os.W_OK):
+        parent = next(path for path in (root, *root.parents) if path.exists())
+        if parent.is_dir() and os.access(parent, os.W_OK):
             yield Check("Data folder", "ok", f"{root} is not there yet; the app makes it")
         else:
-            yield Check("Data folder", "wrong", f"{root} is not there, and {parent} cannot be written", remedy)
+            yield Check(
+                "Data folder", "wrong", f"{root} cannot be made: {parent} is no folder that can be written", remedy
+            )
         return
     for part in (root, there.runs, there.runtime):
         if part.is_dir() and (error := _refusal(part)):

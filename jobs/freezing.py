@@ -29,7 +29,7 @@ from storage.datasets import (
 )
 from storage.records import METRICS, Dataset, Judgement, PairStatus, Rater
 from storage.rows import Row
-from storage.scored import texts_of_candidates, walk_judged
+from storage.scored import texts_of_candidates, walk_counted, walk_judged
 
 PEOPLE_FIRST = "people before judges"
 
@@ -43,7 +43,7 @@ class Contents:
     Attributes:
         pairs: preferences.
         samples: those with scored answers.
-        answers: the scored ones.
+        answers: the scored ones that are not empty.
         references: samples with a reference.
     """
 
@@ -107,16 +107,21 @@ def contents(
     raters: str = PEOPLE_FIRST,
     judge: Judge | None = None,
 ) -> Contents:
-    """What a data set would hold if it were frozen now; reads no texts."""
+    """What a data set would hold if it were frozen now; SQLite counts the scores, and no texts are read."""
+    answers: dict[int, int] = {}
     with snapshot(db):
         paired = samples_of_pairs(db, statuses)
-        decided = dict(_decided(db, raters, judge))
+        for sample_id, counted in walk_counted(db):
+            judgements = [one.judgement for one in counted]
+            decides = scores_for(ScoredSample(sample_id, (), judgements), raters, judge)
+            if decides is not None:
+                answers[sample_id] = next(one.answers for one in counted if one.judgement is decides)
         referenced = samples_with_reference(db)
     return Contents(
         pairs=len(paired),
-        samples=len(decided),
-        answers=sum(score.complete for judgement in decided.values() for score in judgement.scores),
-        references=len(referenced & {*paired, *decided}),
+        samples=sum(map(bool, answers.values())),
+        answers=sum(answers.values()),
+        references=len(referenced & {*paired, *answers}),
     )
 
 

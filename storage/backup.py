@@ -15,24 +15,18 @@ import os
 import re
 import shutil
 import sqlite3
-import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from sqlite_utils import Database
+from typing import BinaryIO
 
 from storage.adapters import address_of
-from storage.database import refuse_newer
+from storage.backup_plan import MEMBER, Plan, Source, plan_of
 from storage.errors import NotFound, PlumbError, UserError
 from storage.folder import DataFolder
-from storage.lifecycle import ENDED, JobStatus
-from storage.manifest import DATABASE, HEADER, MANIFEST, Entry, Header, Manifest, version, written
-from storage.migrations import migrations
-from storage.records import Image, now
-from storage.rows import rows
+from storage.manifest import HEADER, MANIFEST, Entry, Header, Manifest, version, written
+from storage.records import now
 from storage.units import in_words
 
 #: Told now and then: bytes done, bytes in all.
@@ -41,12 +35,8 @@ Tell = Callable[[int, int], None]
 #: Bytes of a log that are kept: its end.
 LOG_TAIL = 1_000_000
 
-_MEMBER = 1024  # bytes that tar adds to a file: its head, and up to a block at its end
 _SPARE = 16_000_000  # bytes: run folders grow while they are copied
-_CHUNK = 1 << 20
-# Of a run folder, what can be made again, and what only its worker needs.
-_AGAIN = ("shared/models", "shared/references")
-_ADDRESS = re.compile(r"(?:images|thumbnails)/../([0-9a-f]{64})\.")
+_ADDRESS = re.compile(r"images/../([0-9a-f]{64})\.")
 
 
 @dataclass(frozen=True)
@@ -63,27 +53,6 @@ class Kept:
     files: int
     missing: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file to be kept, and the path in the data folder under which it is."""
-
-    path: Path
-    name: str
-    bytes: int
-
-
-@dataclass
-class _Plan:
-    sources: list[Source] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    without_checkpoints: list[int] = field(default_factory=list)
-
-    @property
-    def bytes(self) -> int:
-        return sum(source.bytes + _MEMBER for source in self.sources)
 
 
 def backup_database(folder: DataFolder, target: Path) -> int:
@@ -124,7 +93,7 @@ def backup(
     with _draft_of(target) as draft, _draft_of(target, ".db") as copy, _translated(target):
         _need_room(target, folder.database.stat().st_size)
         _copy_database(folder, copy)
-        applied, plan = _plan(folder, copy, with_checkpoints)
+        applied, plan = plan_of(folder, copy, with_checkpoints)
         _need_room(target, plan.bytes)
         header = Header(version(), applied, now(), plan.bytes, with_checkpoints)
         with draft.open("wb") as out:
@@ -135,121 +104,13 @@ def backup(
     return Kept(target, target.stat().st_size, len(manifest.files), manifest.missing, manifest.damaged)
 
 
-# what is kept -------------------------------------------------------------------------------------------------
-
-
-def _plan(folder: DataFolder, copy: Path, with_checkpoints: bool) -> tuple[tuple[str, ...], _Plan]:
-    """(the copied database's migrations, the files that it names, itself first)."""
-    connection = sqlite3.connect(copy)
-    try:
-        db = Database(connection)
-        refuse_newer(db, folder)
-        applied = tuple(migration.name for migration in migrations.applied(db))
-        if not applied:
-            raise UserError(f"{folder.database} is no database of Plumb's; see what else --data could name.")
-        plan = _Plan()
-        found = rows(db, "PRAGMA quick_check(1)")
-        if found[0]["quick_check"] != "ok":
-            # Kept all the same: a backup of what can still be read is better than none.
-            plan.damaged.append(f"{DATABASE} ({found[0]['quick_check']})")
-        plan.sources.append(Source(copy, DATABASE, copy.stat().st_size))
-        for row in rows(db, "SELECT sha256, extension, width, height, bytes FROM images ORDER BY sha256"):
-            image = Image(**row)
-            _add(plan, folder, f"images/{image.sha256[:2]}/{image.name}")
-            _add(plan, folder, f"thumbnails/{image.sha256[:2]}/{image.sha256}.webp", needed=False)
-        for row in rows(db, "SELECT DISTINCT sha256 FROM adapters ORDER BY sha256"):
-            if not _add_all(plan, folder.adapters / row["sha256"], f"adapters/{row['sha256']}"):
-                plan.missing.append(f"adapters/{row['sha256']}")
-        _add_all(plan, folder.judges, "judges", passed_over=_is_passing)
-        made = {row["job_id"] for row in rows(db, "SELECT job_id FROM adapters")}
-        for row in rows(db, "SELECT * FROM jobs ORDER BY id"):  # * also of a database of an earlier version
-            _add_run(plan, folder, row, made, with_checkpoints)
-        return applied, plan
-    finally:
-        connection.close()
-
-
-def _add(plan: _Plan, folder: DataFolder, name: str, needed: bool = True) -> None:
-    try:
-        plan.sources.append(Source(folder.root / name, name, (folder.root / name).stat().st_size))
-    except OSError:
-        if needed:
-            plan.missing.append(name)
-
-
-def _add_all(
-    plan: _Plan,
-    place: Path,
-    name: str,
-    passed_over: Callable[[str], bool] = lambda name: False,
-) -> bool:
-    """The files below a folder; whether there are any. Links are not followed, nor kept.
-
-    Args:
-        passed_over: by the path below the folder, what is left out.
-    """
-    before = len(plan.sources)
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            plan.missing.append(f"{name} ({error.strerror}: {error.filename})")
-
-    for root, folders, files in os.walk(place, onerror=unreadable):
-        below = Path(root).relative_to(place)
-        folders[:] = sorted(one for one in folders if not passed_over((below / one).as_posix()))
-        for one in sorted(files):
-            path, relative = Path(root, one), (below / one).as_posix()
-            if passed_over(relative):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # a draft, say, that has its real name by now
-                found = path.lstat()
-                if stat.S_ISREG(found.st_mode):
-                    plan.sources.append(Source(path, f"{name}/{relative}", found.st_size))
-    return len(plan.sources) > before
-
-
-def _is_passing(name: str) -> bool:
-    """Locks, and drafts that get another name when they are whole."""
-    own = name.rsplit("/", 1)[-1]
-    return own.startswith(".") or own.endswith(".lock")
-
-
-def _add_run(plan: _Plan, folder: DataFolder, job: dict[str, Any], made: set[int], with_checkpoints: bool) -> None:
-    if job.get("purged_at") is not None:
-        return
-    # Where it belongs by its row; where it lies may be the other place by now.
-    places = [folder.run(job["id"]), folder.binned(job["id"])]
-    home = places[0] if job.get("deleted_at") is None else places[1]
-    place = next((place for place in places if (place / "job.json").exists()), None)
-    name = home.relative_to(folder.root).as_posix()
-    if place is None:
-        plan.missing.append(name)
-        return
-    left_out = set(_AGAIN)
-    if not with_checkpoints and (place / "checkpoints").is_dir():
-        left_out.add("checkpoints")
-        if job["status"] != JobStatus.DONE:
-            plan.without_checkpoints.append(job["id"])
-    if job["id"] in made and JobStatus(job["status"]) in ENDED and not _is_linked(place / "adapter"):
-        left_out.add("adapter")  # a copy of what is kept under its content's address
-    _add_all(plan, place, name, lambda relative: relative in left_out or _is_passing(relative))
-
-
-def _is_linked(place: Path) -> bool:
-    """Whether the files of a folder have other names, under which they are kept at no cost."""
-    try:
-        return all(file.stat().st_nlink > 1 for file in place.iterdir())
-    except OSError:
-        return False
-
-
 # writing ------------------------------------------------------------------------------------------------------
 
 
 class _Writing:
     """One tar file in the making."""
 
-    def __init__(self, out: BinaryIO, plan: _Plan, header: Header, tell: Tell) -> None:
+    def __init__(self, out: BinaryIO, plan: Plan, header: Header, tell: Tell) -> None:
         self._tar = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (in `write`)
         self._plan, self._header, self._tell = plan, header, tell
         self._files: list[Entry] = []
@@ -266,7 +127,7 @@ class _Writing:
             self._add_bytes(HEADER, written(self._header))
             for source in self._plan.sources:
                 self._keep(source)
-                done += source.bytes + _MEMBER
+                done += source.bytes + MEMBER
                 self._tell(done, self._header.bytes)
             self._check_adapters()
             self._add_bytes(MANIFEST, written(self.manifest()))
@@ -327,7 +188,7 @@ class _Writing:
     def _note(self, entry: Entry) -> None:
         self._files.append(entry)
         address = _ADDRESS.match(entry.path)
-        if address and entry.path.startswith("images/") and entry.sha256 != address[1]:
+        if address and entry.sha256 != address[1]:
             self._damaged.append(entry.path)
         if entry.path.startswith("adapters/"):
             _, sha256, name = entry.path.split("/", 2)

@@ -20,7 +20,7 @@ from sqlite_utils import Database
 from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
 from storage.records import METRICS, Dataset, DatasetRow, Message, PairStatus, Rater, Split, now
-from storage.rows import Row, marks, one, rows, with_json
+from storage.rows import BLANKS, Row, marks, one, rows, with_json
 from storage.samples import images_of
 from storage.scores import list_raters
 from storage.users import ensure_user
@@ -74,7 +74,8 @@ def samples_of_pairs(db: Database, statuses: Sequence[PairStatus]) -> list[int]:
 
 def samples_with_reference(db: Database) -> set[int]:
     """The samples that have a reference answer which is not blank."""
-    return {row["id"] for row in rows(db, "SELECT id, reference FROM samples") if has_reference(row)}
+    found = rows(db, "SELECT id FROM samples WHERE trim(coalesce(reference, ''), ?) <> ''", [BLANKS])
+    return {row["id"] for row in found}
 
 
 def _with_images(row: Row) -> Row:
@@ -326,16 +327,20 @@ def dataset_rows(
 
 
 def count_rows(splits: Sequence[str], pairs: Sequence[Row], samples: Sequence[Row]) -> dict[str, Any]:
-    """What a data set holds, in numbers: train and heldout are pairs, samples those that have one."""
+    """What a data set holds, in numbers: train and heldout are pairs, samples those that have one.
+
+    Empty answers stay in their rows and count for nothing: no method learns from them.
+    """
     of_pairs = splits[: len(pairs)]
+    answers = [sum(bool(answer["text"].strip()) for answer in row["answers"]) for row in samples]
     return {
         "train": of_pairs.count("train"),
         "heldout": of_pairs.count("heldout"),
         "samples": len({row["sample_id"] for row in pairs}),
         "chosen_characters": round(mean(len(row["chosen"]) for row in pairs), 1),
         "rejected_characters": round(mean(len(row["rejected"]) for row in pairs), 1),
-        "scored_samples": sum(bool(row["answers"]) for row in samples),
-        "scored_answers": sum(len(row["answers"]) for row in samples),
+        "scored_samples": sum(map(bool, answers)),
+        "scored_answers": sum(answers),
         "references": sum(has_reference(row) for row in samples),
     }
 

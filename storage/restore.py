@@ -2,15 +2,11 @@
 
 The folder holds `restoring.json` until everything is there and every sha256 has been compared; Plumb does not
 begin on such a folder, and a second restore begins anew. A restore that fails leaves things as they were.
-
-Nothing in a backup is trusted: only plain files with paths inside a data folder are unpacked, none of them twice,
-and none larger than the backup itself, which is not compressed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -27,32 +23,23 @@ from sqlite_utils import Database
 from storage import jobs as store
 from storage.backup import Tell
 from storage.database import immediate, migrate, session
-from storage.errors import Conflict, DatabaseTooNew, PlumbError, UserError
-from storage.files import link_or_copy, write_atomically
+from storage.errors import Conflict, PlumbError, UserError
+from storage.files import write_atomically
 from storage.folder import RESTORING, DataFolder
 from storage.lifecycle import JobStatus
 from storage.manifest import (
     DATABASE,
-    HEADER,
-    MANIFEST,
     PARTS,
-    Header,
     Manifest,
-    check_name,
-    read_header,
-    read_manifest,
 )
-from storage.migrations import migrations
 from storage.records import now
 from storage.settings import get_setting, put_setting
 from storage.units import in_words
+from storage.unpacking import DRAFT, cut_off, first_of, opened, refuse_newer, unpack
 
 LOCK = "restoring.lock"
 
-_DRAFT = f"{DATABASE}.restoring"
 _SPARE = 16_000_000  # bytes: the database is migrated, and its log beside it
-_LARGEST_TEXT = 1_000_000_000  # bytes of the manifest: about four million files
-_CHUNK = 1 << 20
 # What a file system keeps at its own root is nobody's data.
 _IGNORED = frozenset({"lost+found", LOCK})
 
@@ -98,16 +85,16 @@ def restore(
             empty, or cannot be written; the disk is full. Nothing was changed.
         Conflict: another restore, or a supervisor, is at work there.
     """
-    with _opened(file) as tar:
-        header = _first(tar, file)
-        _refuse_newer(header, file)
+    with opened(file) as tar:
+        header = first_of(tar, file)
+        refuse_newer(header, file)
         _look_at(folder, replace, file)
         moved = _move_aside(folder) if replace else None
         made = not folder.root.exists()
         try:
             with _alone(folder), _undone(folder):
                 _need_room(folder, file)
-                manifest = _unpack(tar, folder, header, tell)
+                manifest = unpack(tar, folder, header, tell)
                 size = sum(entry.bytes for entry in manifest.files)
                 migrated, ended, held = _begin_anew(folder, manifest, user)
                 os.sync()  # before it is called done: thousands of files at once are synced faster than one by one
@@ -130,64 +117,6 @@ def restore(
         missing=manifest.missing,
         damaged=manifest.damaged,
     )
-
-
-# the file -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with file.open("rb") as opened:
-            if opened.read(16) == b"SQLite format 3\0":
-                raise UserError(
-                    f"{file} is a database alone, without images and adapters. Put a copy of it into a new folder "
-                    f"as {DATABASE}, and name that folder with --data."
-                )
-        tar = tarfile.open(file, "r:")  # noqa: SIM115  # never a compressed one: its size would tell nothing
-    except OSError as error:
-        raise UserError(f"The backup {file} cannot be read ({error.strerror}).") from error
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{file} is no backup of Plumb's ({error}); name a .tar file that `python -m storage backup` wrote."
-        ) from error
-    with tar:
-        yield tar
-
-
-def _first(tar: tarfile.TarFile, file: Path) -> Header:
-    try:
-        member = tar.next()
-        if member is not None and member.name == HEADER and member.isreg():
-            return read_header(_text(tar, member))
-    except tarfile.TarError as error:
-        raise _cut_off(file) from error
-    raise UserError(
-        f"{file} is no backup of Plumb's: it does not begin with {HEADER}. Name a file that "
-        "`python -m storage backup` wrote."
-    )
-
-
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > _LARGEST_TEXT:
-        raise UserError(f"The backup's {member.name} has {in_words(member.size)}, which is absurd; use another.")
-    opened = tar.extractfile(member)
-    assert opened is not None  # a plain file
-    return opened.read()
-
-
-def _refuse_newer(header: Header, file: Path) -> None:
-    ours = {migration.name for migration in migrations.pending(Database(memory=True))}
-    foreign = [name for name in header.migrations if name not in ours]
-    if foreign:
-        raise DatabaseTooNew(
-            f"{file} was made by a newer Plumb ({header.plumb}; its database has {', '.join(foreign)}, unknown "
-            "here). Update Plumb, then restore it."
-        )
-
-
-def _cut_off(file: Path) -> UserError:
-    return UserError(f"{file} was cut off: its end is missing. Copy it anew, or use another backup.")
 
 
 # the folder ---------------------------------------------------------------------------------------------------
@@ -288,7 +217,7 @@ def _clear(folder: DataFolder) -> None:
     for part in PARTS:
         if (folder.root / part).exists():
             shutil.rmtree(folder.root / part)
-    for name in (_DRAFT, *(f"{DATABASE}{tail}" for tail in ("", "-wal", "-shm", "-journal"))):
+    for name in (DRAFT, *(f"{DATABASE}{tail}" for tail in ("", "-wal", "-shm", "-journal"))):
         (folder.root / name).unlink(missing_ok=True)
     (folder.root / RESTORING).unlink()
 
@@ -313,105 +242,9 @@ def _need_room(folder: DataFolder, file: Path) -> None:
 
 def _told(error: Exception, file: Path, folder: DataFolder) -> PlumbError:
     if isinstance(error, tarfile.TarError):
-        return _cut_off(file)
+        return cut_off(file)
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return UserError(f"The backup {file} cannot be restored into {folder.root} ({why}). Nothing was changed.")
-
-
-# unpacking ----------------------------------------------------------------------------------------------------
-
-
-def _unpack(tar: tarfile.TarFile, folder: DataFolder, header: Header, tell: Tell) -> Manifest:
-    """Every file of the backup, compared with the manifest. The database gets its name last."""
-    file = Path(str(tar.name))
-    size = file.stat().st_size
-    unpacked: dict[str, tuple[str, int]] = {}  # path → (sha256, bytes)
-    manifest: Manifest | None = None
-    while (member := tar.next()) is not None:
-        if manifest is not None:
-            raise UserError(f"{file} goes on after its manifest: somebody changed it. Nothing was restored.")
-        _refuse_strange(member, folder, size)
-        if member.name == MANIFEST:
-            manifest = read_manifest(_text(tar, member))
-            continue
-        if check_name(member.name) in unpacked:
-            raise UserError(f"{file} holds {member.name} twice: somebody changed it. Nothing was restored.")
-        unpacked[member.name] = _unpack_file(tar, member, _place(folder, member.name))
-        tell(member.offset_data + member.size, size)
-    if manifest is None:
-        raise _cut_off(file)
-    if manifest.header != header:
-        raise UserError(f"The header of {file} is not that of its manifest: somebody changed it.")
-    _compare(manifest, unpacked, file)
-    for name in manifest.void:
-        if name in unpacked:
-            _place(folder, name).unlink()
-    for entry in manifest.files:
-        if entry.same_as:
-            link_or_copy(folder.root / entry.same_as, folder.root / entry.path)
-    return manifest
-
-
-def _place(folder: DataFolder, name: str) -> Path:
-    """Where a file is unpacked: no program shall take the database for one before all is there."""
-    return folder.root / (_DRAFT if name == DATABASE else name)
-
-
-def _refuse_strange(member: tarfile.TarInfo, folder: DataFolder, size: int) -> None:
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise UserError(
-            f"The backup holds {member.name!r}, which is no plain file: Plumb did not write this backup, or "
-            "somebody changed it. Nothing was restored."
-        )
-    if member.size < 0 or member.offset_data + member.size > size:
-        raise UserError(
-            f"The backup holds {member.name!r} with {in_words(member.size)}, more than is left of it: it was cut "
-            "off or changed. Nothing was restored."
-        )
-    if member.name != MANIFEST:
-        check_name(member.name)
-    try:
-        if hasattr(tarfile, "data_filter"):  # since Python 3.11.4
-            tarfile.data_filter(member, str(folder.root))
-    except tarfile.FilterError as error:
-        raise UserError(f"The backup holds a file that is refused ({error}). Nothing was restored.") from error
-
-
-def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> tuple[str, int]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    opened = tar.extractfile(member)
-    assert opened is not None  # a plain file
-    digest = hashlib.sha256()
-    with opened, target.open("xb") as out:
-        while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-    if member.mtime > 0:
-        with contextlib.suppress(OSError, OverflowError):
-            os.utime(target, (member.mtime, member.mtime))
-    return digest.hexdigest(), member.size
-
-
-def _compare(manifest: Manifest, unpacked: dict[str, tuple[str, int]], file: Path) -> None:
-    """Raise UserError unless the files are those of the manifest, each with its sha256."""
-    named = {entry.path: entry for entry in manifest.files}
-    if len(named) != len(manifest.files) or DATABASE not in named:
-        raise UserError(f"The manifest of {file} is damaged; use another backup.")
-    for path in unpacked.keys() - named.keys():
-        if path not in manifest.void:
-            raise UserError(f"{file} holds {path}, which its manifest does not name: somebody changed it.")
-    for entry in manifest.files:
-        check_name(entry.path)
-        if entry.same_as and (entry.path in unpacked or DATABASE in (entry.path, entry.same_as)):
-            raise UserError(f"{file} gives {entry.path} two contents: somebody changed it.")
-        found = unpacked.get(entry.same_as or entry.path)
-        if found is None:
-            raise UserError(f"{file} lacks {entry.path}, which its manifest names; use another backup.")
-        if found != (entry.sha256, entry.bytes):
-            raise UserError(
-                f"{entry.path} is not what it was when {file} was made (its sha256 differs): the file is damaged, "
-                "or somebody changed it. Use another backup."
-            )
 
 
 # the restored database ----------------------------------------------------------------------------------------
@@ -421,7 +254,7 @@ def _begin_anew(
     folder: DataFolder, manifest: Manifest, user: str
 ) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
     """(migrations that ran, jobs that were at work, whether the queue is held)."""
-    os.replace(folder.root / _DRAFT, folder.database)
+    os.replace(folder.root / DRAFT, folder.database)
     migrated = tuple(migrate(folder))
     with session(folder) as db, immediate(db):
         for job_id, cut in manifest.cut_logs.items():

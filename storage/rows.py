@@ -9,6 +9,9 @@ from typing import Any
 from sqlite_utils import Database
 
 Row = dict[str, Any]
+
+#: What `str.strip` takes away, for SQL's trim, which knows the space alone.
+BLANKS = "".join(sign for sign in map(chr, range(0x3001)) if sign.isspace())
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlite_utils import Database
 
 from storage.candidates import candidates_of
 from storage.records import METRICS, Candidate, Judgement, Rater, Score
-from storage.rows import rows
+from storage.rows import BLANKS, rows
 from storage.scores import get_judgements, list_raters
 
 
@@ -56,8 +57,55 @@ def walk_judged(db: Database) -> Iterator[tuple[int, list[Judgement]]]:
         )
 
 
+@dataclass(frozen=True)
+class Counted:
+    """A judgement that stands for itself alone: of its scores only their number is true.
+
+    Attributes:
+        judgement: with as many complete scores as it has, all of them zeros.
+        answers: how many of these are of answers with a text.
+    """
+
+    judgement: Judgement
+    answers: int
+
+
+def walk_counted(db: Database) -> Iterator[tuple[int, list[Counted]]]:
+    """`walk_judged` for whoever only counts: one row a judgement instead of one a score."""
+    raters = {rater.id: rater for rater in list_raters(db)}
+    complete = " AND ".join(f"s.{metric} IS NOT NULL" for metric in METRICS)
+    found = db.conn.execute(
+        f"""SELECT j.sample_id, j.id, j.rater_id, count(s.candidate_id), coalesce(sum(trim(c.text, ?) <> ''), 0)
+            FROM judgements j LEFT JOIN scores s ON s.judgement_id = j.id AND {complete}
+            LEFT JOIN candidates c ON c.id = s.candidate_id
+            WHERE j.state = 'ok' GROUP BY j.sample_id, j.id ORDER BY j.sample_id, j.id""",
+        [BLANKS],
+    )
+    score = Score(0, *(0 for _ in METRICS))
+    for sample_id, rows_of_sample in groupby(found, key=lambda row: row[0]):
+        yield (
+            int(sample_id),
+            [
+                Counted(_bare(raters, sample_id, judgement_id, rater_id, "", (score,) * number), answers)
+                for _, judgement_id, rater_id, number, answers in rows_of_sample
+            ],
+        )
+
+
 def _judgement(raters: dict[int, Rater], sample_id: int, scores: list[tuple[Any, ...]]) -> Judgement:
     _, judgement_id, rater_id, created_at, *_ = scores[0]
+    found = tuple(Score(*row[4:]) for row in scores if row[4] is not None)
+    return _bare(raters, sample_id, judgement_id, rater_id, created_at, found)
+
+
+def _bare(
+    raters: dict[int, Rater],
+    sample_id: int,
+    judgement_id: int,
+    rater_id: int,
+    created_at: str,
+    scores: tuple[Score, ...],
+) -> Judgement:
     return Judgement(
         id=judgement_id,
         rater=raters[rater_id],
@@ -70,7 +118,7 @@ def _judgement(raters: dict[int, Rater], sample_id: int, scores: list[tuple[Any,
         tokens_out=0,
         cost=0.0,
         created_at=created_at,
-        scores=tuple(Score(*row[4:]) for row in scores if row[4] is not None),
+        scores=scores,
     )
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for tests that ask a hub: a server with a model, an empty cache, and what a download leaves."""
+"""Fixtures for tests that ask a hub: a hub with a model, an empty cache, and what a download leaves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHERS = {
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that this process asks, with an empty cache and a model."""
     from huggingface_hub import constants
 
@@ -58,8 +58,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 
 
 @pytest.fixture
-def no_network(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.close()
+def no_network(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub.close()
     monkeypatch.setattr(hub, "ASK_SECONDS", 2.0)
 
 

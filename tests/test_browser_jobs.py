@@ -55,6 +55,11 @@ def test_a_queue_is_held_reordered_and_released(tmp_path: Path) -> None:
         page.goto(f"{address}/jobs")
         page.locator("#queue-hold").get_by_text("Hold the queue").click()
         page.locator("#queue-line").get_by_text("The queue is held").wait_for()
+        queue_judge(page, address)
+        page.locator("#job-stop").click()
+        page.locator("#job-question").get_by_text("out of the queue?").wait_for()
+        page.locator("#confirm-stop").click()
+        head(page, "stopped before it started")
         first, second = queue_judge(page, address), queue_judge(page, address)
         head(page, "number 2 in the queue: the queue is held by")
 

@@ -344,7 +344,7 @@ def test_a_job_waits_for_a_device_that_others_fill_and_says_so(
     world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [filled("cuda:0", 23_000), filled("cuda:1", 23_500), filled("cuda:2", 0)]
-    monkeypatch.setattr(crowding.devices, "look", lambda settings, max_age: tuple(shown))
+    monkeypatch.setattr(devices, "look", lambda settings, max_age: tuple(shown))
     first, second, named = add(world), add(world), add(world, 1, "cuda:1")
     sleepers.step()
     assert slots(world, first, second, named) == ["cuda:2", None, "cuda:1"], "who names a device gets it"
@@ -362,7 +362,7 @@ def test_a_job_for_several_devices_keeps_those_that_are_free(
     world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [filled("cuda:0", 23_000), filled("cuda:1", 0), filled("cuda:2", 0)]
-    monkeypatch.setattr(crowding.devices, "look", lambda settings, max_age: tuple(shown))
+    monkeypatch.setattr(devices, "look", lambda settings, max_age: tuple(shown))
     wide, young = add(world, 3), add(world)
     sleepers.step()
     assert statuses(world, wide, young) == [JobStatus.QUEUED] * 2

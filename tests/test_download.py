@@ -28,9 +28,9 @@ from jobs.worker import work
 from storage.errors import UserError
 
 
-def test_a_model_arrives_whole(tmp_path: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_arrives_whole(tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    server.token = SECRET
+    fake_hub.token = SECRET
     run = download_run(tmp_path / "run", revision=FIRST)
     assert work(run.path) == 0, ended(run)
     assert held() == FILES, "neither pickles nor the same weights in other forms"
@@ -46,40 +46,40 @@ def test_a_model_arrives_whole(tmp_path: Path, server: FakeHub, monkeypatch: pyt
         assert not file.is_file() or SECRET.encode() not in file.read_bytes()
 
 
-def test_what_is_here_is_not_fetched_again(tmp_path: Path, server: FakeHub) -> None:
+def test_what_is_here_is_not_fetched_again(tmp_path: Path, fake_hub: FakeHub) -> None:
     assert work(download_run(tmp_path / "one").path) == 0
-    server.requests.clear()
-    server.add(NAME, FILES | {"config.json": b'{"model_type": "llava", "new": 1}'}, SECOND)
+    fake_hub.requests.clear()
+    fake_hub.add(NAME, FILES | {"config.json": b'{"model_type": "llava", "new": 1}'}, SECOND)
     run = download_run(tmp_path / "two")
     assert work(run.path) == 0
-    assert [path for method, path, _ in server.requests if method == "GET" and "/resolve/" in path] == [
-        f"{server.url.removeprefix('http://')}/{NAME}/resolve/{SECOND}/config.json"
+    assert [path for method, path, _ in fake_hub.requests if method == "GET" and "/resolve/" in path] == [
+        f"{fake_hub.url.removeprefix('http://')}/{NAME}/resolve/{SECOND}/config.json"
     ]
     assert cached_commit(NAME) == SECOND
     assert held(SECOND)["model-00001-of-00002.safetensors"] == WEIGHTS
 
 
 def test_large_files_lie_elsewhere_and_the_token_stays_here(
-    tmp_path: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    server.token, server.redirect = SECRET, True
+    fake_hub.token, fake_hub.redirect = SECRET, True
     run = download_run(tmp_path / "run")
     assert work(run.path) == 0, ended(run)
     assert held() == FILES
-    there = server.asked("/bytes/")
+    there = fake_hub.asked("/bytes/")
     assert len(there) == 2
     assert SECRET not in json.dumps(there)
-    assert all(headers["Authorization"] == f"Bearer {SECRET}" for headers in server.asked("/resolve/"))
+    assert all(headers["Authorization"] == f"Bearer {SECRET}" for headers in fake_hub.asked("/resolve/"))
 
 
 def test_a_killed_download_goes_on_in_mid_file(
-    tmp_path: Path, server: FakeHub, wait_for: Callable[..., None]
+    tmp_path: Path, fake_hub: FakeHub, wait_for: Callable[..., None]
 ) -> None:
     run = download_run(tmp_path / "run")
-    server.hold = 2_500_000
+    fake_hub.hold = 2_500_000
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": fake_hub.url, "HF_HUB_DISABLE_XET": "1"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "jobs.worker", str(run.path)],
         cwd=Path(__file__).parent.parent,
@@ -93,14 +93,14 @@ def test_a_killed_download_goes_on_in_mid_file(
     worker.wait()
     parts = [size for file in blobs.glob("*.incomplete") if (size := file.stat().st_size) > 1000]  # of weights
     assert parts
-    server.hold = None
-    server.go_on.set()
-    server.requests.clear()
+    fake_hub.hold = None
+    fake_hub.go_on.set()
+    fake_hub.requests.clear()
     # main has moved on meanwhile: the job goes on with the commit that it began with.
-    server.add(NAME, FILES, SECOND)
+    fake_hub.add(NAME, FILES, SECOND)
     assert work(run.path) == 0, ended(run)
     assert held() == FILES
-    ranges = sorted(headers["Range"] for headers in server.asked(".safetensors") if "Range" in headers)
+    ranges = sorted(headers["Range"] for headers in fake_hub.asked(".safetensors") if "Range" in headers)
     assert ranges == sorted(f"bytes={size}-" for size in parts)
     progress = [event for event in tiny.events(run) if event["kind"] in ("started", "progress")]
     again = progress[max(place for place, event in enumerate(progress) if event["kind"] == "started") + 1]
@@ -108,28 +108,28 @@ def test_a_killed_download_goes_on_in_mid_file(
     assert "MB were there before" in tiny.events(run, "note")[-1]["text"]
 
 
-def test_a_line_that_breaks_is_taken_up_again(tmp_path: Path, server: FakeHub) -> None:
-    server.cut = 1_100_000
+def test_a_line_that_breaks_is_taken_up_again(tmp_path: Path, fake_hub: FakeHub) -> None:
+    fake_hub.cut = 1_100_000
     run = download_run(tmp_path / "run")
     assert work(run.path) == 0, ended(run)
     assert held() == FILES
-    assert len(server.asked(".safetensors")) >= 6
+    assert len(fake_hub.asked(".safetensors")) >= 6
 
 
-def test_a_server_without_ranges(tmp_path: Path, server: FakeHub) -> None:
+def test_a_server_without_ranges(tmp_path: Path, fake_hub: FakeHub) -> None:
     blobs = hub.store_of(NAME) / "blobs"
     blobs.mkdir(parents=True)
     listed = {file.name: file for file in hub.ask(NAME).files}
     blob = listed["model-00001-of-00002.safetensors"].blob
     (blobs / f"{blob}.plumb.incomplete").write_bytes(b"x" * 1_000_000)
-    server.ranges = False
+    fake_hub.ranges = False
     run = download_run(tmp_path / "run")
     assert work(run.path) == 0, ended(run)
     assert held() == FILES
 
 
 @pytest.mark.parametrize("left", [b"x" * 1_000_000, b"x" * len(WEIGHTS), b"x" * (len(WEIGHTS) + 5)])
-def test_what_a_crash_has_torn_is_fetched_anew(tmp_path: Path, server: FakeHub, left: bytes) -> None:
+def test_what_a_crash_has_torn_is_fetched_anew(tmp_path: Path, fake_hub: FakeHub, left: bytes) -> None:
     """A machine that lost its power may leave a file of the right length and other bytes."""
     listed = {file.name: file for file in hub.ask(NAME).files}
     blobs = hub.store_of(NAME) / "blobs"
@@ -141,7 +141,7 @@ def test_what_a_crash_has_torn_is_fetched_anew(tmp_path: Path, server: FakeHub, 
     assert tiny.events(run, "progress")[-1]["done"] == tiny.events(run, "progress")[-1]["total"]
 
 
-def test_a_file_cut_off_in_the_cache_is_fetched_anew(tmp_path: Path, server: FakeHub) -> None:
+def test_a_file_cut_off_in_the_cache_is_fetched_anew(tmp_path: Path, fake_hub: FakeHub) -> None:
     assert work(download_run(tmp_path / "one").path) == 0
     weights = hub.store_of(NAME) / "snapshots" / FIRST / "model-00001-of-00002.safetensors"
     os.truncate(weights.resolve(), 1000)
@@ -152,13 +152,13 @@ def test_a_file_cut_off_in_the_cache_is_fetched_anew(tmp_path: Path, server: Fak
     assert held() == FILES
 
 
-def test_bytes_that_are_not_the_hubs_never_get_a_name(tmp_path: Path, server: FakeHub) -> None:
-    server.damage.add("model-00002-of-00002.safetensors")
+def test_bytes_that_are_not_the_hubs_never_get_a_name(tmp_path: Path, fake_hub: FakeHub) -> None:
+    fake_hub.damage.add("model-00002-of-00002.safetensors")
     run = download_run(tmp_path / "run")
     assert work(run.path) == 1
     assert "model-00002-of-00002.safetensors of 'ada/colours' came damaged twice" in ended(run)["reason"]
     assert "model-00002-of-00002.safetensors" not in held()
-    server.damage.clear()
+    fake_hub.damage.clear()
     assert work(run.path) == 0
     assert held() == FILES
 
@@ -181,33 +181,33 @@ def refused(tmp_path: Path) -> tuple[str, str]:
         (403, "", r"or hides it \(403\)"),
     ],
 )
-def test_refusals_have_a_remedy(tmp_path: Path, server: FakeHub, status: int, code: str, words: str) -> None:
-    server.refuse["model-00001"] = (status, code)
+def test_refusals_have_a_remedy(tmp_path: Path, fake_hub: FakeHub, status: int, code: str, words: str) -> None:
+    fake_hub.refuse["model-00001"] = (status, code)
     reason, cause = refused(tmp_path)
     assert cause == "setting"
     assert re.search(words, reason), reason
 
 
-def test_a_token_that_is_refused(tmp_path: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_refused(tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    server.token = SECRET
+    fake_hub.token = SECRET
     reason, cause = refused(tmp_path)
     assert "refuses 'ada/colours' to the token in HF_TOKEN (403)" in reason
     assert ("hf_another" in reason, cause) == (False, "setting")
 
 
 @pytest.mark.parametrize(("status", "words"), [(503, "answered 503"), (429, "asks for patience"), (500, "500")])
-def test_a_busy_hub_is_the_networks_fault(tmp_path: Path, server: FakeHub, status: int, words: str) -> None:
-    server.refuse["model-00002"] = (status, "")
+def test_a_busy_hub_is_the_networks_fault(tmp_path: Path, fake_hub: FakeHub, status: int, words: str) -> None:
+    fake_hub.refuse["model-00002"] = (status, "")
     reason, cause = refused(tmp_path)
     assert words in reason
     assert cause == "network"
-    assert len(server.asked("model-00002")) == download.TRIES + 1
+    assert len(fake_hub.asked("model-00002")) == download.TRIES + 1
     assert "model-00002-of-00002.safetensors" not in held()
 
 
-def test_a_hub_that_is_busy_for_a_while(tmp_path: Path, server: FakeHub) -> None:
-    server.refuse["model-00002"], server.times["model-00002"] = (503, ""), 3
+def test_a_hub_that_is_busy_for_a_while(tmp_path: Path, fake_hub: FakeHub) -> None:
+    fake_hub.refuse["model-00002"], fake_hub.times["model-00002"] = (503, ""), 3
     run = download_run(tmp_path / "run")
     assert work(run.path) == 0, ended(run)
     assert held() == FILES
@@ -220,14 +220,14 @@ def test_no_network_is_the_networks_fault(tmp_path: Path) -> None:
     assert cause == "network"
 
 
-def test_a_stop_in_mid_file_keeps_what_came(tmp_path: Path, server: FakeHub) -> None:
+def test_a_stop_in_mid_file_keeps_what_came(tmp_path: Path, fake_hub: FakeHub) -> None:
     run = download_run(tmp_path / "run")
-    server.hold = 1_500_000
+    fake_hub.hold = 1_500_000
 
     def ask() -> None:
-        assert server.held.wait(30)
+        assert fake_hub.held.wait(30)
         run.ask_to_stop()
-        server.go_on.set()
+        fake_hub.go_on.set()
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -237,13 +237,13 @@ def test_a_stop_in_mid_file_keeps_what_came(tmp_path: Path, server: FakeHub) -> 
     left = list((hub.store_of(NAME) / "blobs").glob("*.incomplete"))
     assert left
     assert all(file.stat().st_size > 0 for file in left)
-    server.hold = None
+    fake_hub.hold = None
     run.ask_nothing()
     assert work(run.path) == 0
     assert held() == FILES
 
 
-def test_two_downloads_of_one_model(tmp_path: Path, server: FakeHub) -> None:
+def test_two_downloads_of_one_model(tmp_path: Path, fake_hub: FakeHub) -> None:
     """They share each file: none is fetched twice."""
     from jobs.reporter import Reporter
 
@@ -264,30 +264,30 @@ def test_two_downloads_of_one_model(tmp_path: Path, server: FakeHub) -> None:
         thread.join(30)
     assert failed == []
     assert held() == FILES
-    assert len(server.asked("-of-00002.safetensors")) == 2
+    assert len(fake_hub.asked("-of-00002.safetensors")) == 2
     for run in runs:
         last = tiny.events(run, "progress")[-1]
         assert last["done"] == last["total"]
 
 
-def test_a_disk_that_is_too_small(tmp_path: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small(tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.download.shutil.disk_usage", lambda path: SimpleNamespace(free=201_000_000))
     reason, cause = refused(tmp_path)
     assert "takes 0.01 GB, and 0.20 GB are free where the hub's cache lies" in reason
     assert "HF_HOME" in reason
     assert cause == "setting"
-    assert server.asked("/resolve/") == []
+    assert fake_hub.asked("/resolve/") == []
     check_room(tmp_path / "not" / "there", 0)
 
 
-def test_an_index_that_names_its_files_otherwise(tmp_path: Path, server: FakeHub) -> None:
+def test_an_index_that_names_its_files_otherwise(tmp_path: Path, fake_hub: FakeHub) -> None:
     index = json.dumps({"weight_map": {"a": "first.safetensors", "b": "second.safetensors"}}).encode()
     files = {"config.json": b"{}", "model.safetensors.index.json": index, "first.safetensors": WEIGHTS}
-    server.add(NAME, files | {"second.safetensors": b"abc"}, SECOND)
+    fake_hub.add(NAME, files | {"second.safetensors": b"abc"}, SECOND)
     run = download_run(tmp_path / "one")
     assert work(run.path) == 0, ended(run)
     assert held(SECOND).keys() == files.keys() | {"second.safetensors"}
-    server.add(NAME, files, "c" * 40)
+    fake_hub.add(NAME, files, "c" * 40)
     run = download_run(tmp_path / "two", revision="c" * 40)
     assert work(run.path) == 1
     assert "lacks second.safetensors, which its own index names" in ended(run)["reason"]

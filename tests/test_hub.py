@@ -26,7 +26,7 @@ from storage.errors import PlumbError, UserError
 # Pinning
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("fake_hub")
 def test_what_is_on_no_hub_has_no_revision(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for name in ("demo", str(tmp_path)):
@@ -35,24 +35,24 @@ def test_what_is_on_no_hub_has_no_revision(tmp_path: Path) -> None:
             pin(name, "v2")
 
 
-def test_the_cache_decides_before_the_hub(server: FakeHub) -> None:
+def test_the_cache_decides_before_the_hub(fake_hub: FakeHub) -> None:
     cached(SECOND, main=SECOND, v1=SECOND)
     assert pin(NAME) == pin(NAME, "main") == pin(NAME, "v1") == pin(NAME, SECOND) == SECOND
-    assert server.requests == []
+    assert fake_hub.requests == []
     assert pin(NAME, FIRST) == FIRST, "not in the cache: the hub knows it"
     assert pin(NAME, fresh=True) == FIRST, "a download fetches what is new"
 
 
-def test_the_hub_tells_what_the_cache_lacks(server: FakeHub) -> None:
-    server.add(NAME, FILES, SECOND, v2=SECOND)
+def test_the_hub_tells_what_the_cache_lacks(fake_hub: FakeHub) -> None:
+    fake_hub.add(NAME, FILES, SECOND, v2=SECOND)
     assert (pin(NAME), pin(NAME, "v2"), pin(NAME, SECOND)) == (FIRST, SECOND, SECOND)
-    before = len(server.requests)
+    before = len(fake_hub.requests)
     assert (pin(NAME), pin(NAME, "v2")) == (FIRST, SECOND)
-    assert len(server.requests) == before, "remembered"
-    assert all("Authorization" not in headers for _, _, headers in server.requests)
+    assert len(fake_hub.requests) == before, "remembered"
+    assert all("Authorization" not in headers for _, _, headers in fake_hub.requests)
 
 
-def test_a_hub_that_says_no(server: FakeHub) -> None:
+def test_a_hub_that_says_no(fake_hub: FakeHub) -> None:
     with pytest.raises(UserError, match=r"has no model 'ada/nothing', or hides it \(401\).*set HF_TOKEN"):
         pin("ada/nothing")
     with pytest.raises(UserError, match=r"revision = 'v9'.*'ada/colours' has no such commit, branch or tag"):
@@ -73,14 +73,14 @@ def test_a_machine_without_network_may_queue() -> None:
     assert pin(NAME) == "", "two, of which neither is known as main"
 
 
-def test_a_silent_hub_is_not_asked_at_each_submit(server: FakeHub) -> None:
-    server.refuse["/api/"] = (503, "")
+def test_a_silent_hub_is_not_asked_at_each_submit(fake_hub: FakeHub) -> None:
+    fake_hub.refuse["/api/"] = (503, "")
     assert pin(NAME) == ""
-    asked = len(server.requests)
+    asked = len(fake_hub.requests)
     assert (pin(NAME), pin("ada/other")) == ("", "")
-    assert len(server.requests) == asked
+    assert len(fake_hub.requests) == asked
     hub._answers.clear()
-    server.refuse.clear()
+    fake_hub.refuse.clear()
     assert pin(NAME) == FIRST
 
 
@@ -93,7 +93,7 @@ def test_revisions_that_cannot_be(revision: str) -> None:
 
 
 @pytest.mark.usefixtures("no_supervisor")
-def test_a_submitted_job_holds_the_commit(world: World, server: FakeHub) -> None:
+def test_a_submitted_job_holds_the_commit(world: World, fake_hub: FakeHub) -> None:
     world.sample()
     job = queue.submit(world.db, world.settings, "generate", {"model": NAME}, "ada")
     assert job.config["revision"] == FIRST
@@ -104,8 +104,8 @@ def test_a_submitted_job_holds_the_commit(world: World, server: FakeHub) -> None
     assert (job.slot_kind, job.config) == ("network", {"model": NAME, "revision": FIRST})
 
 
-def test_an_adapter_brings_the_revision_of_its_base(tmp_path: Path, server: FakeHub) -> None:
-    server.add(NAME, FILES, SECOND, other=SECOND)
+def test_an_adapter_brings_the_revision_of_its_base(tmp_path: Path, fake_hub: FakeHub) -> None:
+    fake_hub.add(NAME, FILES, SECOND, other=SECOND)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"revision": SECOND}))
     config = GenerateConfig(model=NAME)
     found = [hub.pinned(config), hub.pinned(config, [tmp_path]), hub.pinned(config, [tmp_path / "gone"])]
@@ -115,7 +115,7 @@ def test_an_adapter_brings_the_revision_of_its_base(tmp_path: Path, server: Fake
     assert hub.pinned(GenerateConfig(), [tmp_path]).revision == ""  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("no_supervisor", "server")
+@pytest.mark.usefixtures("no_supervisor", "fake_hub")
 def test_downloads_that_cannot_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -137,7 +137,7 @@ def test_downloads_that_cannot_be(world: World, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_preflight_tells_what_has_to_come(
-    world: World, server: FakeHub, monkeypatch: pytest.MonkeyPatch
+    world: World, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
@@ -154,7 +154,7 @@ def test_a_preflight_tells_what_has_to_come(
     shown = needs(found)
     assert f'href="/jobs?kind=download&amp;model=ada%2Fcolours&amp;revision={FIRST}"' in shown
     assert "downloads ada/colours first (0.0061 GB)" in shown
-    server.close()
+    fake_hub.close()
     hub._answers.clear()
     found = preflight.preflight(world.db, world.settings, "dpo", values)
     assert "The hub doesn't answer, and 'ada/colours' isn't on this machine" in found.warnings[0]
@@ -170,10 +170,10 @@ def model_files() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(tiny.tiny_llava().iterdir())}
 
 
-def worker_of(run: RunFolder, server: FakeHub | None, cache: Path) -> int:
+def worker_of(run: RunFolder, fake_hub: FakeHub | None, cache: Path) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PLUMB_"))}
     environment |= {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_ENDPOINT": server.url} if server else {"HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_ENDPOINT": fake_hub.url} if fake_hub else {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "jobs.worker", str(run.path)],
         cwd=Path(__file__).parent.parent,
@@ -186,7 +186,7 @@ def worker_of(run: RunFolder, server: FakeHub | None, cache: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_worker_loads_the_revision_that_was_pinned(tmp_path: Path, server: FakeHub) -> None:
+def test_a_worker_loads_the_revision_that_was_pinned(tmp_path: Path, fake_hub: FakeHub) -> None:
     """Two commits of one model: the older one answers, is told with the answers, and needs no network again."""
     from safetensors.torch import load, save
 
@@ -198,15 +198,15 @@ def test_a_worker_loads_the_revision_that_was_pinned(tmp_path: Path, server: Fak
         **older,
         "model.safetensors": save({name: value * 0.5 for name, value in weights.items()}, {"format": "pt"}),
     }
-    server.add(NAME, older, FIRST)
-    server.add(NAME, newer, SECOND)
-    server.cut = 40_000
+    fake_hub.add(NAME, older, FIRST)
+    fake_hub.add(NAME, newer, SECOND)
+    fake_hub.cut = 40_000
     home = generate_run(tmp_path / "home", model=str(tiny.tiny_llava()))
     pinned = generate_run(tmp_path / "pinned", model=NAME, revision=FIRST)
     newest = generate_run(tmp_path / "newest", model=NAME, revision=SECOND)
     assert work(home.path) == 0
-    assert worker_of(pinned, server, tmp_path / "hub") == 0, ended(pinned)
-    assert worker_of(newest, server, tmp_path / "hub") == 0, ended(newest)
+    assert worker_of(pinned, fake_hub, tmp_path / "hub") == 0, ended(pinned)
+    assert worker_of(newest, fake_hub, tmp_path / "hub") == 0, ended(newest)
     again = generate_run(tmp_path / "again", model=NAME, revision=FIRST)
     assert worker_of(again, None, tmp_path / "hub") == 0, ended(again)
 
@@ -220,18 +220,18 @@ def test_a_worker_loads_the_revision_that_was_pinned(tmp_path: Path, server: Fak
 
 
 @pytest.mark.slow
-def test_an_adapter_keeps_the_revision_of_its_base(tmp_path: Path, server: FakeHub) -> None:
+def test_an_adapter_keeps_the_revision_of_its_base(tmp_path: Path, fake_hub: FakeHub) -> None:
     from test_dpo_job import FAST, dpo_run
 
-    server.add(NAME, model_files(), FIRST)
+    fake_hub.add(NAME, model_files(), FIRST)
     run = dpo_run(tmp_path / "run", {**FAST, "model": NAME, "revision": FIRST, "max_steps": 1, "evaluations": 0})
-    assert worker_of(run, server, tmp_path / "hub") == 0, run.log.read_text()
+    assert worker_of(run, fake_hub, tmp_path / "hub") == 0, run.log.read_text()
     assert hub.adapter_revision(run.adapter) == FIRST
     assert f"revision `{FIRST}`" in (run.adapter / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_references_know_commits_apart(tmp_path: Path, server: FakeHub) -> None:
+def test_references_know_commits_apart(tmp_path: Path, fake_hub: FakeHub) -> None:
     """The cache's `main` is not what is loaded: a reference's key is made of the weights that were."""
     import torch
 
