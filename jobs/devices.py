@@ -19,7 +19,7 @@ import psutil
 from jobs import limits, nvidia
 from jobs.disk import in_words
 from jobs.processes import RUN
-from jobs.settings import Settings
+from jobs.settings import Settings, visible_devices
 from storage.folder import DataFolder
 
 #: For how long a look holds; of a driver that hangs, for how long it is left in peace.
@@ -194,7 +194,7 @@ def gpu_of(slot: str, gpus: Sequence[nvidia.Gpu]) -> tuple[nvidia.Gpu | None, st
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     name = str(place)
     if visible is not None:
-        names = [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
+        names = visible_devices(visible)
         if place >= len(names):
             return None, f"CUDA_VISIBLE_DEVICES={visible} names {len(names)} GPUs: there is no {slot}."
         name = names[place]

@@ -20,7 +20,7 @@ from jobs.command_line import AsJson, Data
 from jobs.disk import in_words
 from jobs.judges.keys import NAMES, need_key
 from jobs.push import TOKEN
-from jobs.settings import Settings, detect_devices, load_settings
+from jobs.settings import Settings, load_settings
 from storage.errors import UserError
 
 __all__ = ["Check", "State", "add_to", "report"]
@@ -55,7 +55,7 @@ def report(settings: Settings) -> list[Check]:
 def device_slots(settings: Settings, driver: software_checks.Driver) -> Iterator[Check]:
     """Whether the slots are devices that are there."""
     slots = ", ".join(settings.devices)
-    chosen = "PLUMB_DEVICES, or --devices," if settings.devices != detect_devices() else "Plumb"
+    remedy = "PLUMB_DEVICES, or --devices, must name devices that are there, as cpu or cuda:0,cuda:1"
     if driver.gpus and not any(slot.startswith("cuda:") for slot in settings.devices):
         yield Check(
             "Devices",
@@ -64,13 +64,15 @@ def device_slots(settings: Settings, driver: software_checks.Driver) -> Iterator
             "unset PLUMB_DEVICES and CUDA_VISIBLE_DEVICES, or name the GPUs there: PLUMB_DEVICES=cuda:0",
         )
         return
+    if driver.trouble is not None and any(slot.startswith("cuda:") for slot in settings.devices):
+        # Not asked again: a driver that hangs would take its time a second time.
+        yield Check("Devices", "wrong", f"{slots}: {driver.trouble}", remedy)
+        return
     found = devices.look(settings)
     lost = [device for device in found if device.problem]
     if lost:
         told = "; ".join(f"{device.slot}: {device.problem}" for device in lost)
-        yield Check(
-            "Devices", "wrong", told, f"{chosen} must name devices that are there, as cpu or cuda:0,cuda:1"
-        )
+        yield Check("Devices", "wrong", told, remedy)
         return
     crowds = devices.crowded(found)
     if crowds:

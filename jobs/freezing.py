@@ -27,9 +27,9 @@ from storage.datasets import (
     samples_with_reference,
     sources_of_pairs,
 )
-from storage.records import METRICS, Dataset, Judgement, PairStatus, Rater
+from storage.records import METRICS, Dataset, Judgement, PairStatus, Rater, Score
 from storage.rows import Row
-from storage.scored import texts_of_candidates, walk_counted, walk_judged
+from storage.scored import Counted, texts_of_candidates, walk_counted, walk_judged
 
 PEOPLE_FIRST = "people before judges"
 
@@ -109,13 +109,16 @@ def contents(
 ) -> Contents:
     """What a data set would hold if it were frozen now; SQLite counts the scores, and no texts are read."""
     answers: dict[int, int] = {}
+    deciding: dict[tuple[tuple[int, int], ...], int | None] = {}
     with snapshot(db):
         paired = samples_of_pairs(db, statuses)
         for sample_id, counted in walk_counted(db):
-            judgements = [one.judgement for one in counted]
-            decides = scores_for(ScoredSample(sample_id, (), judgements), raters, judge)
-            if decides is not None:
-                answers[sample_id] = next(one.answers for one in counted if one.judgement is decides)
+            # What decides depends on raters and numbers alone: few kinds of samples, however many samples.
+            kind = tuple((one.rater.id, one.complete) for one in counted)
+            if kind not in deciding:
+                deciding[kind] = _decides(counted, raters, judge)
+            if (found := deciding[kind]) is not None:
+                answers[sample_id] = counted[found].answers
         referenced = samples_with_reference(db)
     return Contents(
         pairs=len(paired),
@@ -123,6 +126,30 @@ def contents(
         answers=sum(answers.values()),
         references=len(referenced & {*paired, *answers}),
     )
+
+
+def _decides(counted: Sequence[Counted], raters: str, judge: Judge | None) -> int | None:
+    """Which of a sample's judgements decides, by its place; None where none does."""
+    score = Score(0, *(0 for _ in METRICS))
+    judgements = [
+        Judgement(
+            id=place,
+            rater=one.rater,
+            sample_id=0,
+            job_id=None,
+            state="ok",
+            raw="",
+            reason="",
+            tokens_in=0,
+            tokens_out=0,
+            cost=0.0,
+            created_at="",
+            scores=(score,) * one.complete,
+        )
+        for place, one in enumerate(counted)
+    ]
+    found = scores_for(ScoredSample(0, (), judgements), raters, judge)
+    return None if found is None else found.id
 
 
 def contents_of(dataset: Dataset) -> Contents | None:

@@ -25,8 +25,7 @@ def detect_devices() -> tuple[str, ...]:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        numbers = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
-        return tuple(f"cuda:{index}" for index in range(len(numbers))) or ("cpu",)
+        return tuple(f"cuda:{index}" for index in range(len(visible_devices(visible)))) or ("cpu",)
     try:
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
@@ -35,6 +34,12 @@ def detect_devices() -> tuple[str, ...]:
         return ("cpu",)
     gpus = [line for line in listed.splitlines() if line.startswith("GPU ")]
     return tuple(f"cuda:{index}" for index in range(len(gpus))) or ("cpu",)
+
+
+def visible_devices(names: str) -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` names, as CUDA reads it: up to the first -1."""
+    found = [part.strip() for part in names.split(",") if part.strip()]
+    return found[: found.index("-1")] if "-1" in found else found
 
 
 class Settings(BaseSettings):

@@ -25,7 +25,7 @@ from jobs.processes import PROJECT
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS, DEMO = "requirements.txt", "requirements-demo.txt"
-TORCH_SECONDS = 7.0
+TORCH_SECONDS, DRIVER_SECONDS = 7.0, 4.0
 
 # Warnings are what torch says of a driver that is too old, or of a GPU that is too new for it.
 _ASK_TORCH = """
@@ -121,10 +121,10 @@ def ask_torch(python: str = sys.executable, seconds: float = TORCH_SECONDS) -> C
 
 
 def ask_driver() -> Driver:
-    """Ask nvidia-smi; takes as long as that does, at most ten seconds."""
+    """Ask nvidia-smi; takes as long as that does, at most eight seconds."""
     try:
-        gpus = tuple(gpu.name for gpu in nvidia.read_gpus(4.0))
-        found = nvidia.read_driver(4.0)
+        gpus = tuple(gpu.name for gpu in nvidia.read_gpus(DRIVER_SECONDS))
+        found = nvidia.read_driver(DRIVER_SECONDS)
     except nvidia.Trouble as trouble:
         return Driver(trouble=trouble)
     return Driver(found.version, found.cuda, gpus)

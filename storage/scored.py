@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlite_utils import Database
 
@@ -57,55 +56,36 @@ def walk_judged(db: Database) -> Iterator[tuple[int, list[Judgement]]]:
         )
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A judgement that stands for itself alone: of its scores only their number is true.
+class Counted(NamedTuple):
+    """An ok judgement in numbers.
 
     Attributes:
-        judgement: with as many complete scores as it has, all of them zeros.
-        answers: how many of these are of answers with a text.
+        complete: how many candidates it scores on all five metrics.
+        answers: how many of these have a text.
     """
 
-    judgement: Judgement
+    rater: Rater
+    complete: int
     answers: int
 
 
 def walk_counted(db: Database) -> Iterator[tuple[int, list[Counted]]]:
-    """`walk_judged` for whoever only counts: one row a judgement instead of one a score."""
+    """`walk_judged` for whoever only counts: (sample id, its ok judgements in the order of their ids)."""
     raters = {rater.id: rater for rater in list_raters(db)}
     complete = " AND ".join(f"s.{metric} IS NOT NULL" for metric in METRICS)
     found = db.conn.execute(
-        f"""SELECT j.sample_id, j.id, j.rater_id, count(s.candidate_id), coalesce(sum(trim(c.text, ?) <> ''), 0)
+        f"""SELECT j.sample_id, j.rater_id, count(s.candidate_id), coalesce(sum(trim(c.text, ?) <> ''), 0)
             FROM judgements j LEFT JOIN scores s ON s.judgement_id = j.id AND {complete}
             LEFT JOIN candidates c ON c.id = s.candidate_id
             WHERE j.state = 'ok' GROUP BY j.sample_id, j.id ORDER BY j.sample_id, j.id""",
         [BLANKS],
     )
-    score = Score(0, *(0 for _ in METRICS))
-    for sample_id, rows_of_sample in groupby(found, key=lambda row: row[0]):
-        yield (
-            int(sample_id),
-            [
-                Counted(_bare(raters, sample_id, judgement_id, rater_id, "", (score,) * number), answers)
-                for _, judgement_id, rater_id, number, answers in rows_of_sample
-            ],
-        )
+    for sample_id, counts in groupby(found, key=lambda row: row[0]):
+        yield int(sample_id), [Counted(raters[rater_id], *numbers) for _, rater_id, *numbers in counts]
 
 
 def _judgement(raters: dict[int, Rater], sample_id: int, scores: list[tuple[Any, ...]]) -> Judgement:
     _, judgement_id, rater_id, created_at, *_ = scores[0]
-    found = tuple(Score(*row[4:]) for row in scores if row[4] is not None)
-    return _bare(raters, sample_id, judgement_id, rater_id, created_at, found)
-
-
-def _bare(
-    raters: dict[int, Rater],
-    sample_id: int,
-    judgement_id: int,
-    rater_id: int,
-    created_at: str,
-    scores: tuple[Score, ...],
-) -> Judgement:
     return Judgement(
         id=judgement_id,
         rater=raters[rater_id],
@@ -118,7 +98,7 @@ def _bare(
         tokens_out=0,
         cost=0.0,
         created_at=created_at,
-        scores=scores,
+        scores=tuple(Score(*row[4:]) for row in scores if row[4] is not None),
     )
 
 

@@ -206,6 +206,17 @@ def test_devices_that_are_not_there_are_wrong(world: World, nvidia_smi: Smi) -> 
     assert "cuda:1: NVIDIA H100 80GB HBM3, 86 GB of 86 GB free" in found.text
 
 
+def test_a_driver_that_hangs_is_asked_once(
+    world: World, nvidia_smi: Smi, quick_torch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi.write(body="exec /bin/sleep 600\n")
+    monkeypatch.setattr(software_checks, "DRIVER_SECONDS", 0.2)
+    found = doctor.report(settings_for(world.folder.root, devices=("cuda:0",)))
+    assert "gave no answer" in one(found, "Devices").text
+    assert one(found, "NVIDIA driver").state == "wrong"
+    assert len(nvidia_smi.calls) == 1
+
+
 def test_a_device_that_others_fill_is_a_warning(world: World, nvidia_smi: Smi) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories import USER, World, metrics_of, open_world
@@ -233,6 +234,49 @@ def test_the_contents_before_are_the_contents_after(world: World) -> None:
     assert contents(world.db, ["rejected"]) == Contents(0, 6, 12, 5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    drawn=st.lists(
+        st.lists(st.tuples(st.sampled_from(["gemini", "other", "bob"]), st.integers(0, 3)), max_size=4),
+        min_size=1,
+        max_size=5,
+    ),
+    raters=st.sampled_from(["people before judges", "people", "judges"]),
+    chosen=st.sampled_from([None, JUDGE]),
+)
+def test_whoever_judged_the_contents_are_what_freezing_finds(
+    drawn: list[list[tuple[str, int]]], raters: str, chosen: tuple[str, str, str] | None
+) -> None:
+    """Counted in SQL, and decided once for all samples of a kind: the same as reading every score."""
+    with tempfile.TemporaryDirectory() as place:
+        world = open_world(Path(place))
+        pair(world, world.candidates(world.sample(1), ["good", "bad"]))
+        for number, judgements in enumerate(drawn, start=2):
+            sample = world.sample(number, reference="  " if number % 2 else "circle")
+            candidates = world.candidates(sample, ["a", " \u2003\n", "c"])
+            for name, scores in judgements:
+                if name == "bob":
+                    for candidate in candidates[:scores]:
+                        by_hand(world, candidate)
+                else:
+                    judge(world, sample, candidates[:scores], [5] * scores, name)
+        before = contents(world.db, raters=raters, judge=chosen)
+        dataset = freeze(world.db, USER, "first", heldout_percent=0, raters=raters, judge=chosen)
+        world.db.close()
+    assert before == contents_of(dataset)
+
+
+def test_empty_answers_are_kept_and_not_counted(world: World) -> None:
+    full, half, none = (world.sample(number) for number in (1, 2, 3))
+    for sample, texts in ((full, ["a", "b"]), (half, ["a", " \n"]), (none, ["", "\u00a0"])):
+        judge(world, sample, world.candidates(sample, texts), (5, 5))
+    pair(world, world.candidates(world.sample(4), ["good", "bad"]))
+    counted = contents(world.db)
+    assert (counted.samples, counted.answers) == (2, 3)
+    assert counted == contents_of(freeze(world.db, USER, "first", heldout_percent=0))
+    assert [len(row.row["answers"]) for row in samples_in(world, "first").values()] == [2, 2, 2, 0]
+
+
 def test_a_set_without_pairs_is_refused_before_anything_is_read(world: World) -> None:
     scored(world, 1)
     with pytest.raises(UserError, match="no pairs that are accepted"):
@@ -264,6 +308,37 @@ def test_the_hash_is_of_the_content_alone(tmp_path: Path) -> None:
     assert freeze(worlds[0].db, USER, "again", heldout_percent=50).hash != first
     for world in worlds:
         world.db.close()
+
+
+def split_of_texts(world: World, skip: int) -> tuple[str, dict[str, str]]:
+    """Hash and split of twelve samples without images, whose ids begin behind `skip` others."""
+    for number in range(skip):
+        world.sample(100 + number)
+    for number in range(12):
+        candidates = world.candidates(world.sample(number, f"question {number}", images=0), ["good", "bad"])
+        pair(world, candidates)
+    dataset = freeze(world.db, USER, "first", heldout_percent=25)
+    found = dataset_rows(world.db, dataset.id)
+    return dataset.hash, {row.row["messages"][0]["content"][0]["text"]: row.split for row in found}
+
+
+def test_samples_without_images_are_split_by_their_text_and_not_by_their_ids(tmp_path: Path) -> None:
+    worlds = [open_world(tmp_path / str(number)) for number in range(2)]
+    found = [split_of_texts(world, skip) for world, skip in zip(worlds, (0, 7), strict=True)]
+    assert found[0] == found[1]
+    assert list(found[0][1].values()).count("heldout") == 3
+    for world in worlds:
+        world.db.close()
+
+
+def test_samples_of_the_same_text_are_on_one_side(world: World) -> None:
+    for number in range(12):
+        pair(world, world.candidates(world.sample(number, f"question {number // 3}", images=0), ["good", "bad"]))
+    found = dataset_rows(world.db, freeze(world.db, USER, "first", heldout_percent=25).id)
+    sides: dict[str, set[str]] = {}
+    for row in found:
+        sides.setdefault(row.row["messages"][0]["content"][0]["text"], set()).add(row.split)
+    assert [len(side) for side in sides.values()] == [1] * 4
 
 
 def test_no_image_is_in_two_splits_of_pairs_and_samples(world: World) -> None:

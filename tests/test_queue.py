@@ -308,6 +308,8 @@ def test_settings_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert load_settings(devices="cpu").devices == ("cpu",)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert detect_devices() == ("cuda:0", "cuda:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,5")
+    assert detect_devices() == ("cuda:0",), "CUDA itself reads up to the -1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert detect_devices() == ("cpu",)
     assert [
