@@ -207,7 +207,7 @@ def _mend_link(db: Database, folder: DataFolder, notes: Notes, broken: Broken) -
 def _remove(db: Database, notes: Notes, table: str, condition: str, values: list[Any], why: str) -> None:
     found = rows(db, f"SELECT * FROM {table} WHERE {condition}", values)
     if found:
-        pass
+        notes.keep_rows(table, f"removed: {why}", found)
         db.conn.execute(f"DELETE FROM {table} WHERE {condition}", values)
         notes.say(f"{table}: {len(found):,} removed ({why})")
 

@@ -151,7 +151,7 @@ def test_a_look_is_kept_for_an_instant(world: World, nvidia_smi: Smi) -> None:
     [
         ("1,0", ["NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"]),
         ("GPU-bbbb-2,0", ["NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"]),
-        (" GPU-b , -1, 0", ["NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"]),
+        (" GPU-b , 0, -1", ["NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"]),
     ],
 )
 def test_visible_devices_are_obeyed(
@@ -162,7 +162,13 @@ def test_visible_devices_are_obeyed(
 
 
 @pytest.mark.parametrize(
-    ("visible", "told"), [("0", "there is no cuda:1"), ("0,7", "no GPU 7"), ("0,MIG-x", "a part of a GPU")]
+    ("visible", "told"),
+    [
+        ("0", "there is no cuda:1"),
+        ("0,-1,1", "there is no cuda:1"),
+        ("0,7", "no GPU 7"),
+        ("0,MIG-x", "a part of a GPU"),
+    ],
 )
 def test_a_slot_without_a_gpu_says_why(
     world: World, nvidia_smi: Smi, monkeypatch: pytest.MonkeyPatch, visible: str, told: str
