@@ -80,7 +80,7 @@ def samples_with_reference(db: Database) -> set[int]:
 
 def _with_images(row: Row) -> Row:
     row["messages"] = json.loads(row["messages"])
-    row["images"] = images_of(row["messages"]) or [f"sample:{row['sample_id']}"]
+    row["images"] = images_of(row["messages"]) or [_key_of(row["messages"])]
     return row
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,56 +138,59 @@ def _copy_table(source: sqlite3.Connection, target: Database, table: str) -> tup
     return saved, walk.failed
 
 
+def _until_trouble(
+    source: sqlite3.Connection, sql: str, values: tuple[int, ...] = ()
+) -> Generator[Values, None, bool]:
+    """Rows up to a page that cannot be read; returns whether there was one."""
+    number = 0
+    try:
+        for row in source.execute(sql, values):
+            number += 1
+            yield row
+        return False
+    except sqlite3.DatabaseError:
+        pass
+    with contextlib.suppress(sqlite3.DatabaseError):  # Python looks a row ahead, and dropped the last good one
+        yield from source.execute(f"{sql} LIMIT 1 OFFSET {number}", values)
+    return True
+
+
 class _Walk:
     """The rows of a table, without those on pages that cannot be read; some come twice."""
 
     def __init__(self, source: sqlite3.Connection, table: str, columns: list[str]) -> None:
-        self._source, self._table, self._columns = source, table, columns
-        self.failed = False
+        self._source, self.failed = source, False
+        self._select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid > ?"
 
     def __iter__(self) -> Iterator[Values]:
-        last = -_LARGEST_ID
-        while True:
-            broke = False
-            for rowid, *values in self._try("rowid > ? ORDER BY rowid", last):
-                if rowid is None:
-                    broke = True
-                    break
-                last = rowid
-                yield tuple(values)
-            if not broke:
-                return
+        self._last = -_LARGEST_ID
+        while (yield from self._up()):
             self.failed = True
-            behind = self._next_behind(last)
+            behind = self._behind(self._last)
             if behind is None:
                 return
             # Up to the broken page from its other side, then on from where that began.
-            for rowid, *values in self._try("rowid > ? AND rowid <= ? ORDER BY rowid DESC", last, behind):
-                if rowid is not None:
-                    yield tuple(values)
-            last = behind
+            back = f"{self._select} AND rowid <= ? ORDER BY rowid DESC"
+            for _, *values in _until_trouble(self._source, back, (self._last, behind)):
+                yield tuple(values)
+            self._last = behind
 
-    def _try(self, condition: str, *values: int) -> Iterator[Values]:
-        """Rows, each behind its rowid; one of None alone where a page cannot be read."""
-        chosen = ", ".join(self._columns)
-        try:
-            yield from self._source.execute(
-                f"SELECT rowid, {chosen} FROM {self._table} NOT INDEXED WHERE {condition}", values
-            )
-        except sqlite3.DatabaseError:
-            yield (None,)
+    def _up(self) -> Generator[Values, None, bool]:
+        walk = _until_trouble(self._source, f"{self._select} ORDER BY rowid", (self._last,))
+        while True:
+            try:
+                self._last, *values = next(walk)
+            except StopIteration as end:
+                return bool(end.value)
+            yield tuple(values)
 
-    def _next_behind(self, last: int) -> int | None:
+    def _behind(self, last: int) -> int | None:
         """The rowid of a row behind the broken page, not far behind it; None where there is none."""
-        step = 1
-        last = max(last, 0)
-        while last + step < _LARGEST_ID:
-            for rowid, *_ in self._try("rowid > ? ORDER BY rowid LIMIT 1", last + step):
-                if rowid is not None:
-                    return int(str(rowid))
-                break  # still on the page
-            else:
-                return None
+        step, begin = 1, max(last, 0)
+        while begin + step < _LARGEST_ID:
+            with contextlib.suppress(sqlite3.DatabaseError):  # still on the page
+                found = self._source.execute(f"{self._select} ORDER BY rowid LIMIT 1", (begin + step,)).fetchone()
+                return None if found is None else int(found[0])
             step *= 2
         return None
 
@@ -196,19 +199,15 @@ class _WalkByKey:
     """As `_Walk` for a table without row ids: from both ends of its key, each until a page cannot be read."""
 
     def __init__(self, source: sqlite3.Connection, table: str, columns: list[str], key: list[str]) -> None:
-        self._source, self._table, self._columns, self._key = source, table, columns, key
-        self.failed = False
+        self._source, self._key, self.failed = source, key, False
+        self._select = f"SELECT {', '.join(columns)} FROM {table}"
 
     def __iter__(self) -> Iterator[Values]:
         for order in ("ASC", "DESC"):
             by = ", ".join(f"{name} {order}" for name in self._key)
-            try:
-                yield from self._source.execute(
-                    f"SELECT {', '.join(self._columns)} FROM {self._table} ORDER BY {by}"
-                )
+            self.failed = yield from _until_trouble(self._source, f"{self._select} ORDER BY {by}")
+            if not self.failed:
                 return
-            except sqlite3.DatabaseError:
-                self.failed = True
 
 
 def _copy_sequences(source: sqlite3.Connection, target: Database) -> None:

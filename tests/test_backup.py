@@ -35,6 +35,7 @@ from data_folders import (
 from factories import USER, World, open_world
 from jobs import steering
 from jobs.processes import PROJECT
+from jobs.runs import RunFolder
 from storage import backup as backups
 from storage import jobs as store
 from storage import pairs, upkeep
@@ -43,10 +44,13 @@ from storage.backup import backup
 from storage.database import connect, immediate, session
 from storage.errors import DatabaseTooNew, UserError
 from storage.folder import RESTORING, DataFolder
-from storage.lifecycle import JobStatus
+from storage.lifecycle import ENDED, JobStatus
 from storage.migrations import migrations
+from storage.records import Job
 from storage.restore import restore
+from storage.rows import rows
 from storage.scores import set_score
+from supervised import started_by, status, submit_judge
 
 PAUSE = 0.003  # seconds between two writes: SQLite's lock is not fair
 
@@ -114,6 +118,7 @@ def test_hard_links_are_kept_once_and_are_links_again(full: World, elsewhere: Da
     assert run.stat().st_ino == kept_file.stat().st_ino
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     samples=st.integers(0, 4),
@@ -453,3 +458,53 @@ def test_progress_goes_to_standard_error(full: World, tmp_path: Path) -> None:
         check=True,
     )
     assert json.loads(result.stdout)["missing"] == []
+
+
+def rewound(world: World, job: Job, stored: int, told: int) -> None:
+    """A done judge job as it was midway: `stored` judgements in the database, `told` in the run folder."""
+    events = RunFolder(world.folder.run(job.id)).events
+    lines = events.read_bytes().splitlines(keepends=True)
+    places = [place for place, line in enumerate(lines) if json.loads(line)["kind"] == "judgement"]
+    events.write_bytes(b"".join(lines[: places[told]]))
+    offset = sum(map(len, lines[: places[stored]]))
+    (last,) = rows(
+        world.db, "SELECT id FROM judgements WHERE job_id = ? ORDER BY id LIMIT 1 OFFSET ?", [job.id, stored]
+    )
+    for statement, *values in (
+        ("DELETE FROM judgements WHERE job_id = ? AND id >= ?", job.id, last["id"]),
+        ("UPDATE attempts SET event_offset = ?, ended_at = NULL, outcome = NULL WHERE job_id = ?", offset, job.id),
+        ("UPDATE jobs SET status = 'running', ended_at = NULL WHERE id = ?", job.id),
+    ):
+        world.db.conn.execute(statement, values)
+
+
+@pytest.mark.slow
+def test_a_job_that_was_at_work_goes_on_from_the_backup(
+    busy: World, elsewhere: DataFolder, wait_for: Callable[..., None]
+) -> None:
+    """What only the run folder knew is read on, the rest is judged, by a real worker; nothing is there twice."""
+    job = submit_judge(busy)
+    wait_for(lambda: status(busy, job) in ENDED, "it is done")
+    wait_for(lambda: not started_by(busy), "the supervisor leaves")
+    rewound(busy, job, stored=100, told=150)
+    restore(kept(busy), elsewhere, "bob")
+    there = open_world(elsewhere.root)
+    judged = "SELECT count(*) AS n, count(DISTINCT sample_id) AS samples FROM judgements WHERE job_id = ?"
+    try:
+        assert status(there, job) is JobStatus.FAILED
+        assert rows(there.db, judged, [job.id]) == [{"n": 100, "samples": 100}]
+        steering.resume(there.db, there.settings, job.id)
+        wait_for(lambda: status(there, job) in ENDED, "it ends")
+        found = store.get_job(there.db, job.id)
+        assert (found.status, found.reason) == (JobStatus.DONE, "")
+        assert rows(there.db, judged, [job.id]) == [{"n": 300, "samples": 300}]
+        lines = (elsewhere.run(job.id) / "events.jsonl").read_text().splitlines()
+        told = [event["sample_id"] for line in lines if (event := json.loads(line))["kind"] == "judgement"]
+        assert sorted(told) == sorted(set(told)), "none was judged twice"
+        assert [one.what for one in upkeep.check(there.db, elsewhere)] == ["run folder of job 1"], (
+            "it never had one"
+        )
+    finally:
+        for process in started_by(there):
+            process.kill()
+        there.db.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from factories import USER, World, metrics_of, open_world
@@ -234,6 +234,8 @@ def test_the_contents_before_are_the_contents_after(world: World) -> None:
     assert contents(world.db, ["rejected"]) == Contents(0, 6, 12, 5)
 
 
+@example([[("gemini", 0)], [("gemini", 2)]], "judges", None)
+@example([[("bob", 1), ("gemini", 3)], [("bob", 2), ("gemini", 3)]], "people before judges", JUDGE)
 @settings(max_examples=25, deadline=None)
 @given(
     drawn=st.lists(

@@ -108,7 +108,8 @@ def test_every_kind_has_a_remedy(kind: str) -> None:
 
 
 def values_of(kind: str) -> dict[str, Any]:
-    return {"adapter": 1} if kind == "merge" else {}
+    lacking: dict[str, dict[str, Any]] = {"merge": {"adapter": 1}, "download": {"model": "owner/model"}}
+    return lacking.get(kind, {})
 
 
 def test_a_job_file_that_cannot_be_read_has_a_remedy_too() -> None:

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from sqlite_utils import Database
 from typer.testing import CliRunner
 
 from data_folders import begun, files, fill, run_of, tables
 from factories import USER, World
 from jobs import bin as trash
+from storage import inspection, pairs, upkeep
 from storage import jobs as store
-from storage import pairs, upkeep
 from storage.__main__ import app
+from storage.database import session
 from storage.datasets import dataset_rows, get_dataset
 from storage.errors import Conflict, UserError
 from storage.images import make_thumbnail
@@ -59,6 +61,23 @@ def test_nothing_is_wrong_and_nothing_is_done(full: World) -> None:
     assert repair(full.folder, hashes=True, grace=0) == Repaired((), (), None)
     assert (tables(full), files(full.folder)) == (before, stored)
     assert not list(full.folder.runtime.glob("repaired-*"))
+
+
+def test_a_check_sees_one_moment(full: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What people and jobs write meanwhile does not look as if it were half there."""
+    real = inspection.broken_links
+
+    def while_somebody_writes(db: Database) -> list[inspection.Broken]:
+        found = real(db)
+        with session(full.folder) as other:
+            other.conn.execute("INSERT INTO images VALUES ('ab', 'png', 1, 1, 1, '')")
+            other.conn.execute("DELETE FROM sample_images")
+        return found
+
+    monkeypatch.setattr(inspection, "broken_links", while_somebody_writes)
+    assert kinds(full) == []
+    monkeypatch.undo()
+    assert kinds(full) != []
 
 
 def test_runs_in_the_bin_and_beyond_are_as_they_should_be(full: World) -> None:
@@ -105,6 +124,16 @@ def test_an_image_comes_back_from_a_run_folder_with_a_copy_of_its_own(
     done = repair(full.folder)
     assert (done.left, path.read_bytes()) == ((), data)
     assert any(f"image {image.name}: put back from runs/" in line for line in done.done)
+
+
+def test_a_damaged_copy_of_an_image_is_not_taken_for_it(full: World) -> None:
+    image = list_images(full.db)[0]
+    for copy in full.folder.runs.rglob(image.name):
+        copy.unlink()
+        copy.write_bytes(bytes(image.bytes))
+    (full.folder.images / image.sha256[:2] / image.name).unlink()
+    done = repair(full.folder)
+    assert ([one.kind for one in done.left], done.done) == (["missing file"], ())
 
 
 def test_an_image_of_which_there_is_no_copy_is_told_and_left(full: World) -> None:
