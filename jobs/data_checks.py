@@ -17,7 +17,6 @@ from sqlite_utils import Database
 
 from jobs import disk_guard
 from jobs.checks import Check
-from jobs.disk import in_words
 from jobs.processes import find_process
 from jobs.settings import Settings
 from jobs.standby import lock_of
@@ -25,6 +24,7 @@ from storage import jobs as store
 from storage.condition import Condition, examine
 from storage.database import session
 from storage.folder import DataFolder
+from storage.units import in_words
 
 #: Where SQLite's write-ahead log does not work: it needs memory that all processes share.
 _NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs")

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 
 from jobs import limits, nvidia
-from jobs.disk import in_words
 from jobs.processes import RUN
 from jobs.settings import Settings, visible_devices
 from storage.folder import DataFolder
+from storage.units import in_words
 
 #: For how long a look holds; of a driver that hangs, for how long it is left in peace.
 FRESH_SECONDS, HANGING_SECONDS = 2.0, 60.0

@@ -25,6 +25,7 @@ from storage.database import session
 from storage.errors import UserError
 from storage.folder import DataFolder
 from storage.settings import get_setting, put_setting
+from storage.units import in_words
 
 #: The setting with the bytes that the data folder may take.
 BUDGET = "disk_budget"
@@ -306,12 +307,3 @@ def _children(folder: Path) -> list[Path]:
 def _taken(found: os.stat_result) -> int:
     """Where a file system keeps a small file beside its name, or tells no blocks, its length counts."""
     return getattr(found, "st_blocks", 0) * 512 or found.st_size
-
-
-def in_words(size: float) -> str:
-    """Bytes for a person: `2.3 GB`, `40 MB`, `512 bytes`; decimal units, as disks are sold."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if size >= unit * (0.1 if name == "GB" else 0.9995):
-            number = size / unit
-            return f"{number:.1f} {name}" if number < 9.95 else f"{number:,.0f} {name}"
-    return f"{size:,.0f} bytes"

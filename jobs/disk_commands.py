@@ -14,13 +14,13 @@ from sqlite_utils import Database
 from jobs import bin as recycling
 from jobs import disk, disk_guard
 from jobs.command_line import AsJson, Data, echo, opened
-from jobs.disk import in_words
 from jobs.settings import local_user
 from storage import jobs as store
 from storage.database import session
 from storage.errors import NotFound, UserError
 from storage.lifecycle import JobStatus
 from storage.records import Job
+from storage.units import in_words
 
 LARGEST = 10
 

@@ -29,7 +29,6 @@ from sqlite_utils import Database
 from jobs import disk
 from jobs.checkpoints import list_checkpoints
 from jobs.configs import TrainConfig, parse_config
-from jobs.disk import in_words
 from jobs.runs import RunFolder
 from jobs.settings import Settings
 from storage import jobs as store
@@ -39,6 +38,7 @@ from storage.lifecycle import JobStatus
 from storage.pauses import explain_pause, fruitless_pauses, paused_jobs
 from storage.records import Job
 from storage.settings import get_setting, put_setting
+from storage.units import in_words
 
 #: The setting with the bytes that must be free for anything to start.
 FLOOR = "disk_floor"

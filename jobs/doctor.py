@@ -17,11 +17,11 @@ import typer
 from jobs import data_checks, devices, limits, software_checks
 from jobs.checks import Check, State, guarded
 from jobs.command_line import AsJson, Data
-from jobs.disk import in_words
 from jobs.judges.keys import NAMES, need_key
 from jobs.push import TOKEN
 from jobs.settings import Settings, load_settings
 from storage.errors import UserError
+from storage.units import in_words
 
 __all__ = ["Check", "State", "add_to", "report"]
 

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from factories import USER, World, settings_for
 from jobs import disk, disk_guard, queue
 from jobs.__main__ import app
-from jobs.disk import in_words
 from jobs.preflight import disk_warnings
 from jobs.runs import RunFolder
 from jobs.settings import Settings
@@ -32,6 +31,7 @@ from storage.lifecycle import JobStatus
 from storage.pauses import explain_pause
 from storage.records import Job, now
 from storage.settings import put_setting
+from storage.units import in_words
 
 Space = namedtuple("Space", "total used free")
 GB = 1_000_000_000

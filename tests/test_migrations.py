@@ -14,7 +14,7 @@ from sqlite_utils import Database
 from jobs.configs import TrainConfig, parse_config
 from jobs.freezing import contents_of, freeze
 from jobs.packing_training import pack_training
-from storage import history, pairs
+from storage import history, jobs, pairs
 from storage.database import connect, migrate
 from storage.datasets import dataset_rows, get_dataset, hash_rows
 from storage.errors import UserError
@@ -30,6 +30,7 @@ SCHEMAS = {
     "m001_create_tables": "fbcd94436629b250",
     "m002_keep_judges_calls": "462d3597a1be3c22",
     "m003_keep_trainings": "baf5ad91d97c2078",
+    "m004_keep_the_queue": "bba9cfd7dee06aab",
 }
 
 
@@ -196,4 +197,32 @@ def test_a_data_set_of_the_second_version_trains_dpo_and_can_be_frozen_again(tmp
     counts = {kind: len(pack_training(db, training(kind, "new")).rows) for kind in ("steerlm", "rejection", "sft")}
     assert counts == {"steerlm": 8 + 1, "rejection": 4 + 1, "sft": 4 + 1}
     assert check(db, folder) == []
+    db.close()
+
+
+def test_jobs_of_the_third_version_keep_their_order_and_their_attempts(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path).create()
+    db = open_at(folder, "m003_keep_trainings")
+    db.conn.execute("INSERT INTO users VALUES ('ada', '2026-11-22')")
+    for status in ("failed", "queued", "queued"):
+        db.conn.execute(
+            "INSERT INTO jobs (kind, status, config, slot_kind, user, created_at)"
+            " VALUES ('judge', ?, '{}', 'network', 'ada', '2026-11-22')",
+            [status],
+        )
+    db.conn.execute(
+        "INSERT INTO attempts (job_id, number, event_offset, outcome, reason, started_at, ended_at)"
+        " VALUES (1, 1, 99, 'failed', 'a wrong key', '2026-11-22', '2026-11-22')"
+    )
+    db.close()
+
+    assert migrate(folder) == LANDED[3:]
+    db = connect(folder)
+    assert [job.id for job in jobs.queued_jobs(db)] == [2, 3]
+    (attempt,) = jobs.attempts_of(db, 1)
+    assert (attempt.reason, attempt.cause, attempt.log_begin, attempt.log_end) == ("a wrong key", "", 0, None)
+    assert jobs.start_attempt(db, 1).event_offset == 99
+    claimed = jobs.claim_next(db, "network", "network-0")
+    assert claimed is not None
+    assert claimed.id == 2
     db.close()

@@ -12,7 +12,7 @@ from sqlite_utils import Database
 
 from jobs import bin as recycling
 from jobs import steering, sweeps
-from jobs.disk import in_words, run_bytes
+from jobs.disk import run_bytes
 from jobs.judges import rules
 from jobs.runs import RunFolder
 from jobs.settings import Settings
@@ -20,6 +20,7 @@ from storage.errors import PlumbError, UserError
 from storage.jobs import get_job
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Job
+from storage.units import in_words
 from workbench.context import Context
 from workbench.training_form import TRAINED
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from html import escape
 
 from jobs.causes import Cause
-from jobs.disk import in_words
 from jobs.runs import RunFolder
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Attempt, Job
+from storage.units import in_words
 from workbench.job_logs import Found, Match, Part
 from workbench.job_words import counted, duration, seconds_between, when
 

@@ -13,7 +13,7 @@ from sqlite_utils import Database
 
 from jobs import bin as recycling
 from jobs import steering
-from jobs.disk import in_words, run_bytes
+from jobs.disk import run_bytes
 from jobs.disk_guard import has_room
 from jobs.judges import rules
 from jobs.processes import find_process
@@ -37,6 +37,7 @@ from storage.lifecycle import ACTIVE, ENDED, JobStatus
 from storage.records import Attempt, Job
 from storage.results import JobResults, results_of
 from storage.runs import final_metrics
+from storage.units import in_words
 from workbench import job_history, job_launch, job_list_views, job_logs, job_views, run_views
 from workbench.context import Context
 from workbench.job_words import kind_name, summary

@@ -20,6 +20,7 @@ from jobs.settings import Settings
 from storage import jobs as store
 from storage.errors import DatabaseBusy, NotFound, PlumbError, UserError
 from storage.records import Job
+from storage.units import in_words
 from workbench.context import Context
 
 LARGEST = 4  # runs that are named below the disk's bar
@@ -188,7 +189,7 @@ def set_budget(context: Context, user: str, text: str) -> str:
         disk.set_budget(db, budget, user)
     if budget is None:
         return "The data folder may take what the disk has."
-    return f"The budget is {disk.in_words(budget)}."
+    return f"The budget is {in_words(budget)}."
 
 
 def restore(context: Context, job_id: int) -> Job:
@@ -203,7 +204,7 @@ def empty_bin(context: Context) -> str:
     with context.database() as db:
         gone = recycling.purge(db, context.settings)
     runs = "1 run is" if len(gone) == 1 else f"{len(gone)} runs are"
-    return f"{runs} removed for good; about {disk.in_words(size)} are free."
+    return f"{runs} removed for good; about {in_words(size)} are free."
 
 
 def backup_commands(context: Context) -> list[str]:

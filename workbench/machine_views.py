@@ -7,8 +7,8 @@ from datetime import datetime
 from html import escape
 
 from jobs.devices import Device, DeviceProcess
-from jobs.disk import in_words
 from storage.records import Job
+from storage.units import in_words
 from workbench.job_words import KIND_NAMES, kind_name, when
 from workbench.machine_desk import Bin, Live, Report, Storage
 from workbench.views import notice
