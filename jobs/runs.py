@@ -8,6 +8,7 @@ runs/<job>/data/adapters/<sha256>/   adapters that the job starts from or speaks
 runs/<job>/data/lineage.json   where a training's labels come from, for its model card
 runs/<job>/events.jsonl   appended by the worker alone
 runs/<job>/log.txt        stdout and stderr of the worker
+runs/<job>/reserve        room for the worker's last word on a full disk, while it is at work
 runs/<job>/control        what is asked of it (`stop`, `pause`)
 runs/<job>/checkpoints/   a training's last ones, until its adapter is there; best/ with early stop
 runs/<job>/metrics.jsonl  tensorboard/ seen/ (the watched pictures as the model sees them)

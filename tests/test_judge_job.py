@@ -507,6 +507,7 @@ def test_an_outage_ends_the_job_before_it_fails_every_sample(
     job = ask(world)
     assert perform(world, job) == 1
     assert "No reply to 10 requests in a row" in store.get_job(world.db, job.id).reason
+    assert events(world, job, "end")[-1]["cause"] == "network", "it may be over later: the supervisor tries again"
     assert len(events(world, job, "judgement")) < 20
     server.script(default="ok")
     assert perform(world, job) == 0

@@ -313,10 +313,8 @@ class Caller:
             self._silent += 1
             in_a_row = self._silent
         if in_a_row >= SILENT:
-            self._end(
-                f"No reply to {in_a_row} requests in a row, each tried {TRIES} times: {error} Resume later.",
-                Outage,
-            )
+            told = f"No reply to {in_a_row} requests in a row, each tried {TRIES} times: {error} Resume later."
+            self._end(told, Outage)
 
     def _end(self, text: str, kind: type[Refused] = Refused) -> None:
         """All threads are to stop asking."""
