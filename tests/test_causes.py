@@ -74,7 +74,7 @@ OFFLINE = type("OfflineModeIsEnabled", (ConnectionError,), {})("offline")
         (ConnectionRefusedError(), Cause.NETWORK),
         (TimeoutError(), Cause.NETWORK),
         (OFFLINE, Cause.BUG),
-        (wrapped(OFFLINE, OSError("cannot load")), Cause.BUG),
+        (wrapped(wrapped(ConnectionError(), OFFLINE), OSError("cannot load")), Cause.BUG),
         (filelock.Timeout("a file"), Cause.BUG),
         (BrokenPipeError(), Cause.BUG),
         (ValueError("x"), Cause.BUG),
@@ -221,6 +221,14 @@ def test_a_worker_that_nobody_saw_end_on_a_full_disk_is_paused(
         "it was asked to stop: it stays so"
     )
     assert verdict(run, attempt, replace(job, kind="serve"), None).status is JobStatus.FAILED
+
+
+def test_a_full_disk_takes_no_stop_back(ended: tuple[RunFolder, Attempt, Job]) -> None:
+    run, attempt, job = ended
+    run.events.write_text(json.dumps({"kind": "end", "status": "paused", "reason": "The disk is full."}) + "\n")
+    assert verdict(run, attempt, job, 75) == Verdict(JobStatus.PAUSED, "The disk is full.", Cause.DISK)
+    found = verdict(run, attempt, replace(job, status=JobStatus.STOPPING), 75)
+    assert found == Verdict(JobStatus.STOPPED, "It was asked to stop. The disk is full.", Cause.STOP)
 
 
 def test_the_reason_shows_the_attempts_own_part_of_the_log(ended: tuple[RunFolder, Attempt, Job]) -> None:

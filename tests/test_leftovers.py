@@ -77,31 +77,35 @@ def test_a_worker_hands_its_run_folder_on_to_all_that_it_starts(world: World) ->
 
 
 def test_an_orphan_with_no_environment_is_known_by_its_workers_session(
-    world: World, sleeper: Sleeper, tmp_path: Path, wait_for: Wait, start: Start
+    world: World, sleeper: Sleeper, tmp_path: Path, wait_for: Wait
 ) -> None:
     """Some programs write their title over their environment."""
     job, _ = sleeper(world)
-    told = tmp_path / "pid"
-    script = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
-    script += f" env={{}}); open({str(told)!r}, 'w').write(str(p.pid)); import os; os.kill(os.getpid(), 9)"
-    leader = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    began = psutil.Process(leader.pid).create_time()
+    attempt, told = attempt_of(world, job), tmp_path / "pid"
+    script = f"""import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={{}})
+pathlib.Path({str(told)!r}).write_text(str(child.pid) + " ")
+time.sleep(600)"""
     orphan = None
-    try:
-        leader.wait()
-        orphan = psutil.Process(int(told.read_text()))
-        wait_for(lambda: orphan.environ() == {}, "it has become itself")
-        attempt = attempt_of(world, job)
-        store.identify(world.db, attempt.id, leader.pid, began, leader.pid)
-        assert leftovers(world.folder, attempt_of(world, job)) == [orphan]
-        store.identify(world.db, attempt.id, leader.pid, began + 1000, leader.pid)
-        assert leftovers(world.folder, attempt_of(world, job)) == [], "older than the attempt"
-        leading = start()
-        store.identify(world.db, attempt.id, leading.pid, began, leading.pid)
-        assert leftovers(world.folder, attempt_of(world, job)) == [], "another's session: its leader lives"
-    finally:
-        if orphan is not None:
-            orphan.kill()
+    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True) as leader:
+        try:
+            began = psutil.Process(leader.pid).create_time()
+            store.identify(world.db, attempt.id, leader.pid, began, leader.pid)
+            wait_for(lambda: told.exists() and told.read_text().endswith(" "), "it has started one")
+            orphan = psutil.Process(int(told.read_text()))
+            wait_for(lambda: orphan.environ() == {}, "which has become itself")
+            assert leftovers(world.folder, attempt_of(world, job)) == [], (
+                "its session's leader lives, whoever it is"
+            )
+            leader.kill()
+            leader.wait()
+            assert leftovers(world.folder, attempt_of(world, job)) == [orphan]
+            store.identify(world.db, attempt.id, leader.pid, began + 1000, leader.pid)
+            assert leftovers(world.folder, attempt_of(world, job)) == [], "older than the attempt"
+        finally:
+            leader.kill()
+            if orphan is not None:
+                orphan.kill()
 
 
 def test_a_slot_stays_taken_while_what_is_left_cannot_be_ended(
@@ -173,7 +177,13 @@ def test_what_another_supervisor_has_settled_is_not_settled_again(world: World, 
     store.requeue(world.db, job.id)
     supervisor._settle(world.db, stale_attempt, stale_job, None, "")
     assert status(world, job) is JobStatus.QUEUED
-    assert attempt_of(world, job).reason == "by the other"
+    store.claim_next(world.db, "network", "network-0")
+    again = store.start_attempt(world.db, job.id)
+    store.move(world.db, job.id, JobStatus.RUNNING)
+    supervisor._settle(world.db, stale_attempt, stale_job, None, "")
+    assert status(world, job) is JobStatus.RUNNING, "it works in its next attempt"
+    assert [one.reason for one in store.attempts_of(world.db, job.id)] == ["by the other", ""]
+    assert store.get_attempt(world.db, again.id).ended_at is None
 
 
 def test_a_stop_that_comes_while_a_job_is_settled_counts(
