@@ -12,6 +12,7 @@ would do it: on the day on which a clock is put back that deletes the newest.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -47,14 +48,18 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end, and has lost nothing since."""
+    """Whether a checkpoint was written to its end, and has lost nothing since.
+
+    Raises:
+        OSError: it cannot be read just now, which says nothing about it.
+    """
     try:
         json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         sealed = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))["files"].items()
     except FileNotFoundError as error:
         # Before it could be sealed: by an older Plumb, or by a process that was killed just then.
         return Path(error.filename).name == WHOLE and all(_sizes(checkpoint).values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
     there = _sizes(checkpoint)
     return all(there.get(name) == size for name, size in sealed)
@@ -69,8 +74,9 @@ def last_checkpoint(run: RunFolder) -> Path | None:
 def drop_torn(checkpoints: Path) -> None:
     """Remove those that are not whole; several processes may be at it."""
     for found in list_checkpoints(checkpoints):
-        if not is_whole(found):
-            shutil.rmtree(found, ignore_errors=True)
+        with contextlib.suppress(OSError):  # only what is known to be torn goes
+            if not is_whole(found):
+                shutil.rmtree(found, ignore_errors=True)
 
 
 def unseal(checkpoint: Path) -> None:

@@ -98,6 +98,7 @@ def wanted_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
     Raises:
         UserError: there are no weights as safetensors.
     """
+    files = [file for file in files if is_inside(file.name)]
     weights = [file for file in files if _WEIGHTS.fullmatch(file.name)]
     whole = [file for file in weights if file.name == "model.safetensors"]  # transformers prefers it
     indexed = any(file.name == INDEX for file in files)
@@ -115,6 +116,11 @@ def wanted_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
         and (not file.name.endswith(".index.json") or file.name == INDEX)
     ]
     return [*beside, *(whole or weights)]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a hub's name of a file or a branch stays where it is put; a real hub's always does."""
+    return not any(part in ("", ".", "..") for part in name.replace("\\", "/").split("/"))
 
 
 def bytes_missing(name: str, revision: str) -> int | None:
@@ -184,7 +190,7 @@ class _Fetch:
             return
         for ref in names:
             target = self._store / "refs" / ref
-            if ".." not in ref.split("/"):
+            if is_inside(ref):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(target, self._commit)
 

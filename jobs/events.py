@@ -13,7 +13,7 @@ from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter, is_kept, keep_adapter
 from storage.attempts import has_answers, has_metric_from
-from storage.candidates import add_generated
+from storage.candidates import add_generated, known_candidates
 from storage.checklists import add_checklist, checklist_exists
 from storage.checkpoints import add_checkpoint_answers
 from storage.database import immediate
@@ -161,12 +161,19 @@ def _apply(
 
 
 def _add_judgement(db: Database, job: Job, event: Event) -> None:
-    """A checklist that was undone since the job was frozen takes nothing with it that was paid for."""
+    """What was undone since the job was frozen, a checklist or an answer, takes nothing else with it."""
     fields = {name: event[name] for name in _JUDGEMENT if name in event}
     checklist_id = fields.get("checklist_id")
     if checklist_id is not None and not checklist_exists(db, checklist_id):
         told = f"its checklist (#{checklist_id}) was undone meanwhile"
         fields |= {"checklist_id": None, "note": "; ".join(filter(None, (fields.get("note", ""), told)))}
+    judged = {one["candidate_id"] for name in ("scores", "points") for one in fields.get(name, ())}
+    if gone := judged - known_candidates(db, judged):
+        told = f"{len(gone)} of its answers {'was' if len(gone) == 1 else 'were'} undone meanwhile"
+        fields["note"] = "; ".join(filter(None, (fields.get("note", ""), told)))
+        for name in ("scores", "points"):
+            if name in fields:
+                fields[name] = [one for one in fields[name] if one["candidate_id"] not in gone]
     add_judgement(
         db,
         rater_id=ensure_rater(db, "judge", **event["rater"]),

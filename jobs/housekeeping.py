@@ -72,6 +72,8 @@ class Housekeeping:
             self._complaints.say(what, f"{what}: {type(error).__name__}: {error}")
 
     def _fail_orphans(self, db: Database) -> None:
+        if steering.held_by(db) is not None:
+            return  # a held queue is left as it is: after a restore, say, there is time to resume the leader first
         for job_id in steering.fail_orphans(db):
             log(f"job {job_id} fails with the one that it comes after")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -266,7 +267,7 @@ def _ask(name: str, revision: str) -> Listing:
 
     api = HfApi(endpoint=endpoint(), token=token(), library_name="plumb")
     info = api.model_info(name, revision=revision or MAIN, files_metadata=True, timeout=ASK_SECONDS)
-    if not info.sha:
+    if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):  # it becomes the name of a folder
         raise Unreachable(f"The hub's answer about {name!r} names no commit; is {ENDPOINT} the address of a hub?")
     files = []
     for entry in info.siblings or []:

@@ -337,7 +337,10 @@ def verdict(ranks: Sequence[Rank], processes: int, code: int, stop_asked: bool, 
     lost = next((rank for rank in silent if exits.get(rank.number, 0) < 0), silent[0] if silent else None)
     if lost is not None:
         said = _how(exits.get(lost.number))
-        why = causes.Cause.KILLED if exits.get(lost.number, 0) < 0 else causes.Cause.BUG
+        exit_code = exits.get(lost.number)  # torchrun tells it of the first that it sees fail, often the peer
+        why = (
+            causes.Cause.GONE if exit_code is None else causes.Cause.KILLED if exit_code < 0 else causes.Cause.BUG
+        )
         return Ending("failed", f"Process {lost.number + 1} of {processes} {said}{_tail(log)}", "unforeseen", why)
     peers = [ending for _, ending in ended if ending.cause == "peer"]
     if peers:

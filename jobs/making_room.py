@@ -35,6 +35,8 @@ def make_room(db: Database, folder: DataFolder, wanted: Callable[[Job], Wanted])
     kept: set[str] = set()  # for jobs that stand before
     for job in waiting:
         slots, count = wanted(job)
+        if len(slots) < count:
+            continue  # it can't start, however many leave
         coming = [slot for slot in slots if slot not in taken and slot not in kept]  # free, or about to be
         missing = count - len(coming)
         if missing <= 0:

@@ -57,7 +57,8 @@ def without_people(card: str) -> str:
 def _without_raters(found: re.Match[str]) -> str:
     raters = re.findall(r"(.*?) \((\w+), ([\d,]+ (?:judgements|pairs))\)(?:; |$)", found[1])
     told = [f"{'somebody' if kind == 'person' else name} ({kind}, {number})" for name, kind, number in raters]
-    return f"| raters | {'; '.join(told) or found[1]} |"
+    # Never the original: a form that is not known may hold names.
+    return f"| raters | {'; '.join(told) or 'people and judges'} |"
 
 
 def settings_for_hub(file: Path, paths: list[str]) -> bytes | None:

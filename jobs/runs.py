@@ -160,7 +160,8 @@ class RunFolder:
         write_atomically(self.path / "job.json", job.model_dump_json(indent=2) + "\n")
 
     def ask_to_stop(self) -> None:
-        write_atomically(self.control, STOP + "\n")
+        if self.path.is_dir():  # one that was moved away is not made anew: it may come back
+            write_atomically(self.control, STOP + "\n")
 
     def ask_to_pause(self) -> None:
         write_atomically(self.control, PAUSE + "\n")

@@ -48,7 +48,7 @@ from storage.errors import Conflict, DatabaseBusy, PlumbError
 from storage.lifecycle import ACTIVE, JobStatus
 from storage.pauses import fruitless_pauses
 from storage.records import Attempt, Job
-from storage.settings import put_setting
+from storage.settings import get_setting, put_setting
 
 SlotKind = Literal["device", "network"]
 
@@ -366,6 +366,8 @@ class Supervisor:
 
     def _refuse_impossible(self, db: Database) -> None:
         """A job for devices that are gone would wait for ever and keep the supervisor waiting."""
+        if get_setting(db, store.HELD) is not None:
+            return
         for job in store.queued_jobs(db, "device"):
             try:
                 self._wanted(job)

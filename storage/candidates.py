@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlite_utils import Database
@@ -52,6 +52,12 @@ def get_candidate(db: Database, candidate_id: int) -> Candidate:
     if found is None:
         raise NotFound(f"There is no candidate {candidate_id}; reload the sample.")
     return _candidate(found)
+
+
+def known_candidates(db: Database, ids: Collection[int]) -> set[int]:
+    """Those of these candidates that are there."""
+    found = rows(db, f"SELECT id FROM candidates WHERE id IN ({marks(list(ids))})", list(ids))
+    return {row["id"] for row in found}
 
 
 def candidates_of(db: Database, sample_ids: Sequence[int]) -> dict[int, list[Candidate]]:

@@ -113,15 +113,16 @@ def delete_conversation(db: Database, user: str, conversation_id: int) -> None:
     Raises:
         NotFound: there is none, or it is somebody else's.
     """
-    found = get_conversation(db, conversation_id, user)
-    votes = rows(
-        db,
-        "SELECT v.id FROM votes v JOIN turns t ON t.id = v.left_turn_id WHERE t.conversation_id = ?",
-        [conversation_id],
-    )
-    with history.action(db, user, f"conversation {conversation_id} deleted") as change:
-        for row in votes:
-            change.delete("votes", {"id": row["id"]})
-        for turn in found.turns:
-            change.delete("turns", {"id": turn.id})
-        change.delete("conversations", {"id": conversation_id})
+    with immediate(db):  # a turn that comes in between would go without a note in the undo log
+        found = get_conversation(db, conversation_id, user)
+        votes = rows(
+            db,
+            "SELECT v.id FROM votes v JOIN turns t ON t.id = v.left_turn_id WHERE t.conversation_id = ?",
+            [conversation_id],
+        )
+        with history.action(db, user, f"conversation {conversation_id} deleted") as change:
+            for row in votes:
+                change.delete("votes", {"id": row["id"]})
+            for turn in found.turns:
+                change.delete("turns", {"id": turn.id})
+            change.delete("conversations", {"id": conversation_id})

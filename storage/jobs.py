@@ -215,6 +215,8 @@ def claim_next(
         if not is_due(db, job):
             continue
         suits, count = wanted(job) if wanted else ([job.device] if job.device else left, 1)
+        if slot_kind == "device" and len(suits) < count:
+            continue  # it can't start, however many end: nothing is kept for it
         found = [slot for slot in left if slot in suits or slot_kind == "network"]
         if len(found) >= count:
             if claimed := _claim(db, job, found[:count]):

@@ -141,6 +141,8 @@ def _mend_database(folder: DataFolder, notes: Notes) -> None:
     try:
         with session(folder) as db:
             damaged = upkeep.damage(db)
+    except sqlite3.OperationalError:
+        raise  # a disk that fails or is full just now says nothing about the file: it stays as it is
     except sqlite3.DatabaseError as error:
         damaged = [Finding("integrity", str(error))]
     if not damaged:

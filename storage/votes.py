@@ -16,6 +16,7 @@ from sqlite_utils import Database
 
 from storage import history
 from storage.chats import get_conversation
+from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
 from storage.pairs import get_pair
 from storage.records import Conversation, Message, Pair, Turn, now
@@ -148,6 +149,11 @@ def make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int) 
         UserError: the vote prefers neither, or there is nothing to learn from the answers.
         Conflict: there is a pair of it already.
     """
+    with immediate(db):  # two clicks make one pair
+        return _make_pair(db, user, conversation_id, left_turn_id)
+
+
+def _make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int) -> Pair:
     found = _round(db, user, conversation_id, left_turn_id)
     vote = votes_of(db, conversation_id, user).get(left_turn_id)
     if vote is None:

@@ -42,6 +42,7 @@ class Sleepers:
     def chat(self) -> Job:
         """A chat model at work."""
         job = add(self.world, kind="serve")
+        self.world.folder.run(job.id).mkdir(parents=True)
         self.step()
         store.move(self.world.db, job.id, JobStatus.RUNNING)
         store.set_progress(self.world.db, job.id, port=1)

@@ -314,7 +314,10 @@ def test_a_killed_process_fails_the_job_and_takes_the_others_along(
     os.kill(launch.read_ranks(run)[number].pid, signal.SIGKILL)
     end = done(child, run)
     assert (child.returncode, end["status"]) == (1, "failed")
-    assert end["reason"].startswith(f"Process {number + 1} of 2 was ended by SIGKILL.")
+    # torchrun looks every tenth of a second: the other one may have noticed, and ended, before.
+    told = r"was ended by SIGKILL\.|ended without a word\."
+    assert re.match(rf"Process {number + 1} of 2 ({told})", end["reason"])
+    assert end["cause"] in ("killed", "gone"), "it may go better another time"
     assert ranks_of(run) == []
 
 
