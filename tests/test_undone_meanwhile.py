@@ -16,7 +16,7 @@ from jobs.runs import RunFolder
 from storage import jobs as store
 from storage import repair
 from storage.lifecycle import JobStatus
-from storage.records import METRICS
+from storage.records import METRICS, Job
 from storage.scores import get_judgements
 from storage.settings import put_setting
 
@@ -61,7 +61,7 @@ def test_a_job_that_cannot_start_keeps_no_device_from_others(world: World) -> No
         store.add_job(world.db, kind="dpo", config={}, user="ada", slot_kind="device") for _ in range(2)
     )
 
-    def wanted(job: store.Job) -> tuple[tuple[str, ...], int]:
+    def wanted(job: Job) -> tuple[tuple[str, ...], int]:
         return ("cuda:1",), 2 if job.id == wide.id else 1  # cuda:0 is somebody else's
 
     claimed = store.claim_next(world.db, "device", "cuda:0", "cuda:1", wanted=wanted)
@@ -90,7 +90,7 @@ def test_a_disk_that_fails_is_no_damaged_database(world: World, monkeypatch: pyt
     def failing(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(repair.upkeep, "damage", failing)
+    monkeypatch.setattr("storage.upkeep.damage", failing)
     monkeypatch.setattr(repair, "recover", lambda folder: pytest.fail("it was taken for damaged"))
     with pytest.raises(Exception, match="disk I/O error"):
         repair.repair(world.folder)
