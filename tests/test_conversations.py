@@ -100,3 +100,13 @@ def test_export_has_each_columns_messages_and_the_votes(world: World, client: Te
 @pytest.mark.parametrize(("query", "status"), [("99", 404), ("0", 422), ("x", 422), ("99999999999999999999", 422)])
 def test_an_export_of_nothing_is_refused(world: World, client: TestClient, query: str, status: int) -> None:
     assert client.get(f"/api/conversations.jsonl?conversation={query}").status_code == status
+
+
+def test_an_export_keeps_a_blind_conversations_secret_until_the_vote(world: World, client: TestClient) -> None:
+    number = talk(world, ("what?", "red", "blue"), blind=True)
+    before = json.loads(client.get("/api/conversations.jsonl").text)
+    assert "base-" not in json.dumps(before)
+    assert not before["settings"].keys() & {"model", "adapters"}
+    cast_vote(world.db, USER, number, left_of(world, number), "left")
+    after = json.loads(client.get("/api/conversations.jsonl").text)
+    assert after["columns"]["right"]["model"] == "base-1"

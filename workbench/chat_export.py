@@ -16,8 +16,10 @@ from storage.votes import prompt_of, votes_of
 from workbench.chat_view import COLUMNS
 from workbench.context import Context
 from workbench.door import Door
+from workbench.vote_desk import is_hidden
 
 _MOST = 100_000
+_NAMES = ("model", "adapters")  # settings that say who speaks
 
 
 def routes(context: Context, doorkeeper: Door) -> APIRouter:
@@ -54,14 +56,16 @@ def lines(context: Context, user: str, conversation_ids: list[int]) -> Iterator[
 
 
 def as_row(db: Database, conversation: Conversation) -> dict[str, Any]:
-    """A conversation as one object; images by their sha256."""
+    """A conversation as one object; images by their sha256. Who speaks stays secret while it is blind."""
     votes = votes_of(db, conversation.id, conversation.user)
+    hidden = is_hidden(db, conversation)
+    settings = {name: value for name, value in conversation.settings.items() if not (hidden and name in _NAMES)}
     return {
         "id": conversation.id,
         "title": conversation.title,
         "created_at": conversation.created_at,
-        "settings": conversation.settings,
-        "columns": {name: _column(conversation, number) for number, name in enumerate(COLUMNS)},
+        "settings": settings,
+        "columns": {name: _column(conversation, number, hidden) for number, name in enumerate(COLUMNS)},
         "votes": [
             {
                 "after_turn": next(turn.position for turn in conversation.turns if turn.id == left),
@@ -74,10 +78,10 @@ def as_row(db: Database, conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def _column(conversation: Conversation, number: int) -> dict[str, Any]:
+def _column(conversation: Conversation, number: int, hidden: bool) -> dict[str, Any]:
     spoke = [turn for turn in conversation.turns if turn.role == "assistant" and turn.column_number == number]
     return {
-        "model": spoke[-1].model if spoke else None,
-        "adapter": spoke[-1].adapter_id if spoke else None,
+        "model": spoke[-1].model if spoke and not hidden else None,
+        "adapter": spoke[-1].adapter_id if spoke and not hidden else None,
         "messages": prompt_of(conversation.turns, number),
     }

@@ -62,7 +62,8 @@ class VotePanel:
         """
 
         def look(conversation_id: int | None, request: gr.Request) -> dict[Any, Any]:
-            return self.show(ballot(context, context.user(request), conversation_id)) | {self.note: ""}
+            found = ballot(context, context.user(request), conversation_id)
+            return self.show(found) | {self.note: found.vote.note if found.vote else ""}
 
         def voting(verdict: str) -> Callable[..., dict[Any, Any]]:
             def cast(conversation_id: int | None, note: str, request: gr.Request) -> dict[Any, Any]:

@@ -326,6 +326,8 @@ def _wire(context: Context, page: gr.Blocks, parts: _Parts, new: Any) -> None:
             return {parts.status: chat_view.problem("No conversation is open; choose one from the list.")}
         user = context.user(request)
         cast = speakers(user, conversation, model, left, right)
+        if HIDDEN in (left, right):  # an undo brings it back: who spoke stays a secret
+            cast = fresh_cast(cast.model)
         with context.database() as db:
             delete_conversation(db, user, conversation)
         told_ = chat_view.note("The conversation is deleted; “Undo” on Samples or Pairs brings it back.")
