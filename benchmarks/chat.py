@@ -41,6 +41,7 @@ switch_off(os.environ)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/worker.py does
 
 import torch  # noqa: E402
+from random_llava import DEMO, LARGER, random_llava  # noqa: E402
 
 import tiny  # noqa: E402
 from jobs.gpu.columns import Asked, Columns  # noqa: E402
@@ -52,63 +53,6 @@ from jobs.gpu.prompts import encode  # noqa: E402
 from jobs.gpu.row_adapters import RowAdapters  # noqa: E402
 
 NAMES = ("a", "b", "c")
-Sizes = dict[str, int]
-DEMO: Sizes = {"side": 64, "patch": 8, "vision": 192, "layers": 30, "width": 576, "heads": 9, "mlp": 1536}
-LARGER: Sizes = {"side": 336, "patch": 14, "vision": 256, "layers": 12, "width": 1024, "heads": 16, "mlp": 2816}
-
-
-def random_llava(sizes: Sizes) -> tuple[Any, Any]:
-    """A LLaVA with random weights in float32, and its processor."""
-    from transformers import (
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    tokenizer = tiny.make_tokenizer()
-    image = tokenizer.convert_tokens_to_ids(tiny.IMAGE_TOKEN)
-    vision = CLIPVisionConfig(
-        hidden_size=sizes["vision"],
-        intermediate_size=4 * sizes["vision"],
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        image_size=sizes["side"],
-        patch_size=sizes["patch"],
-    )
-    text = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=sizes["width"],
-        intermediate_size=sizes["mlp"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["heads"],
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image,
-        image_token_id=image,
-        image_seq_length=(sizes["side"] // sizes["patch"]) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    torch.manual_seed(0)
-    side = {"height": sizes["side"], "width": sizes["side"]}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=side, crop_size=side),
-        tokenizer=tokenizer,
-        patch_size=sizes["patch"],
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=tiny.IMAGE_TOKEN,
-        chat_template=tiny.TEMPLATE,
-    )
-    return LlavaForConditionalGeneration(config).eval(), processor
 
 
 def load(model: str) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ switch_off(os.environ)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/worker.py does
 
 import torch  # noqa: E402
+from random_llava import DEMO, random_llava  # noqa: E402
 
 import tiny  # noqa: E402
 from jobs.gpu.answering import Answerer, stock_answers  # noqa: E402
@@ -42,63 +43,9 @@ from jobs.gpu.prompts import encode  # noqa: E402
 ANSWERS = 4
 
 
-def demo_size() -> tuple[Any, Any]:
-    """A LLaVA of the demo VLM's size (SmolLM2-135M's shape, 64 image tokens) with random weights, in bfloat16."""
-    from transformers import (
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    tokenizer = tiny.make_tokenizer()
-    image = tokenizer.convert_tokens_to_ids(tiny.IMAGE_TOKEN)
-    vision = CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        image_size=64,
-        patch_size=8,
-    )
-    text = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=image,
-        image_seq_length=64,
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    side = {"height": 64, "width": 64}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=side, crop_size=side),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=tiny.IMAGE_TOKEN,
-        chat_template=tiny.TEMPLATE,
-    )
-    return LlavaForConditionalGeneration(config).to(torch.bfloat16).eval(), processor
-
-
 def load(folder: Path | None) -> tuple[Any, Any]:
     if folder is None:
-        return demo_size()
+        return random_llava(DEMO, torch.bfloat16)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()

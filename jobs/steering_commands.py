@@ -36,10 +36,12 @@ _NEGATIVE = {"ignore_unknown_options": True}
 @commands.command()
 def stop(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
     """Ask a job to stop."""
-    settings = opened(data)
-    with session(settings.folder) as db:
-        job = steering.stop(db, settings, job_id)
-        echo(job, as_json, f"job {job.id} is {job.status}")
+    _steer(
+        data,
+        as_json,
+        lambda db, settings: steering.stop(db, settings, job_id),
+        lambda job: f"job {job.id} is {job.status}",
+    )
 
 
 @commands.command()
@@ -51,19 +53,23 @@ def resume(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
 @commands.command()
 def pause(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
     """Have a judge or checklist job ask nothing more until go-on."""
-    settings = opened(data)
-    with session(settings.folder) as db:
-        job = steering.pause(db, settings, job_id)
-        echo(job, as_json, f"job {job.id} asks nothing more until `python -m jobs go-on {job.id}`")
+    _steer(
+        data,
+        as_json,
+        lambda db, settings: steering.pause(db, settings, job_id),
+        lambda job: f"job {job.id} asks nothing more until `python -m jobs go-on {job.id}`",
+    )
 
 
 @commands.command("go-on")
 def go_on(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
     """End a pause."""
-    settings = opened(data)
-    with session(settings.folder) as db:
-        job = steering.go_on(db, settings, job_id)
-        echo(job, as_json, f"job {job.id} goes on")
+    _steer(
+        data,
+        as_json,
+        lambda db, settings: steering.go_on(db, settings, job_id),
+        lambda job: f"job {job.id} goes on",
+    )
 
 
 @commands.command()
@@ -213,8 +219,13 @@ def state_of(db: Database, job: Job) -> str:
     return f"{job.status}: {job.reason}" if job.reason else str(job.status)
 
 
-def _steer(data: Path | None, as_json: bool, act: Callable[[Database, Settings], Job]) -> None:
+def _steer(
+    data: Path | None,
+    as_json: bool,
+    act: Callable[[Database, Settings], Job],
+    tell: Callable[[Job], str] | None = None,
+) -> None:
     settings = opened(data)
     with session(settings.folder) as db:
         job = act(db, settings)
-        echo(job, as_json, f"job {job.id} ({job.kind}) is {state_of(db, job)}")
+        echo(job, as_json, tell(job) if tell else f"job {job.id} ({job.kind}) is {state_of(db, job)}")

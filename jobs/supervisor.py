@@ -22,6 +22,7 @@ from sqlite_utils import Database
 from jobs.causes import is_disk_full, is_full
 from jobs.configs import TRAININGS
 from jobs.crowding import look_around, spared
+from jobs.devices import leftover
 from jobs.disk_guard import spend_reserve
 from jobs.event_file import read_torn
 from jobs.events import furthest, read_on
@@ -255,6 +256,9 @@ class Supervisor:
             found = verdict(run, attempt, job, code, begin)
         if self._book(db, run, attempt, job, found, code, began=began, offset=end):
             self._forget(attempt)
+            for slot in job.slots:
+                if held := leftover(self._settings, slot, job.id):
+                    log(f"job {job.id}: {held}")
 
     def _book(
         self,

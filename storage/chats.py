@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from sqlite_utils import Database
@@ -13,6 +14,11 @@ from storage.errors import NotFound
 from storage.records import Conversation, Part, Turn, now
 from storage.rows import one, rows, with_json
 from storage.users import ensure_user
+
+
+def text_of(parts: Sequence[Part]) -> str:
+    """The text of a turn's content."""
+    return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def start_conversation(db: Database, user: str, settings: dict[str, Any]) -> int:

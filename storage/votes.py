@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlite_utils import Database
 
 from storage import history
-from storage.chats import get_conversation
+from storage.chats import get_conversation, text_of
 from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
 from storage.pairs import get_pair
@@ -163,7 +163,7 @@ def _make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int)
     if vote.verdict not in ("left", "right"):
         raise UserError(f"The vote says {vote.verdict!r}: a pair needs one answer that is better than the other.")
     chosen, rejected = (found.left, found.right) if vote.verdict == "left" else (found.right, found.left)
-    texts = [text_of(turn) for turn in (chosen, rejected)]
+    texts = [text_of(turn.content) for turn in (chosen, rejected)]
     if not all(text.strip() for text in texts) or texts[0].strip() == texts[1].strip():
         raise UserError("An empty answer, or two that are the same, teach nothing: no pair was made.")
     messages = prompt_of(found.before, chosen.column_number or 0)
@@ -201,16 +201,12 @@ def duels(db: Database) -> list[Duel]:
             left=(row["left_model"], row["left_adapter"]),
             right=(row["right_model"], row["right_adapter"]),
             verdict=row["verdict"],
-            left_length=len(_text(json.loads(row["left_said"]))),
-            right_length=len(_text(json.loads(row["right_said"]))),
+            left_length=len(text_of(json.loads(row["left_said"]))),
+            right_length=len(text_of(json.loads(row["right_said"]))),
             user=row["user"],
         )
         for row in found
     ]
-
-
-def text_of(turn: Turn) -> str:
-    return _text(turn.content)
 
 
 def prompt_of(turns: Sequence[Turn], column: int) -> list[Message]:
@@ -220,7 +216,7 @@ def prompt_of(turns: Sequence[Turn], column: int) -> list[Message]:
     """
     messages: list[Message] = []
     for turn in turns:
-        if turn.role == "assistant" and (turn.column_number != column or not text_of(turn)):
+        if turn.role == "assistant" and (turn.column_number != column or not text_of(turn.content)):
             continue
         if messages and messages[-1]["role"] == turn.role:
             messages[-1] = {**messages[-1], "content": [*messages[-1]["content"], *turn.content]}
@@ -252,7 +248,7 @@ def _candidate(change: history.Recorder, sample_id: int, turn: Turn) -> int:
         "candidates",
         {
             "sample_id": sample_id,
-            "text": text_of(turn),
+            "text": text_of(turn.content),
             "model": turn.model,
             "adapter_id": turn.adapter_id,
             "settings": json.dumps({"chat_turn": turn.id}),
@@ -260,7 +256,3 @@ def _candidate(change: history.Recorder, sample_id: int, turn: Turn) -> int:
             "created_at": now(),
         },
     )
-
-
-def _text(parts: Sequence[Any]) -> str:
-    return "".join(part["text"] for part in parts if part["type"] == "text")

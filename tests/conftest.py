@@ -35,6 +35,17 @@ def context(world: World) -> Context:
 
 
 @pytest.fixture
+def chromium() -> None:
+    """Skips aloud where there is no browser, and fails where one is required."""
+    from browser import find_chromium
+
+    if find_chromium() is None:
+        if os.environ.get("PLUMB_REQUIRE_BROWSER"):
+            pytest.fail("chromium is missing: install Debian's package chromium")
+        pytest.skip("chromium is missing: install Debian's package chromium")
+
+
+@pytest.fixture
 def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is submitted stays queued."""
     monkeypatch.setattr("jobs.queue.ensure_supervisor", lambda settings: False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from browser import Tour, browsing, find_chromium, serving
+from browser import Tour, browsing, serving
 from storage.database import session
 from storage.easy_vqa import load_questions
 from storage.folder import DataFolder
@@ -16,15 +15,7 @@ from storage.jobs import metrics_of
 from storage.rows import count, rows
 from storage.upkeep import check
 
-pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(autouse=True)
-def chromium() -> None:
-    if find_chromium() is None:
-        if os.environ.get("PLUMB_REQUIRE_BROWSER"):
-            pytest.fail("chromium is missing: install Debian's package chromium")
-        pytest.skip("chromium is missing: install Debian's package chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
 def test_from_an_empty_folder_to_two_answers(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -11,22 +10,14 @@ from typing import Any
 
 import pytest
 
-from browser import browsing, find_chromium, serving
+from browser import browsing, serving
 from factories import open_world
 from storage.database import session
 from storage.folder import DataFolder
 from storage.jobs import get_job, list_jobs
 from storage.lifecycle import JobStatus
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def chromium() -> None:
-    if find_chromium() is None:
-        if os.environ.get("PLUMB_REQUIRE_BROWSER"):
-            pytest.fail("chromium is missing: install Debian's package chromium")
-        pytest.skip("chromium is missing: install Debian's package chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.usefixtures("chromium")]
 
 
 def queue_judge(page: Any, address: str) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from browser import browsing, find_chromium, serving
+from browser import browsing, serving
 from factories import open_world
 from jobs import bin as recycling
 from jobs import disk
@@ -16,15 +15,7 @@ from storage.database import session
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def chromium() -> None:
-    if find_chromium() is None:
-        if os.environ.get("PLUMB_REQUIRE_BROWSER"):
-            pytest.fail("chromium is missing: install Debian's package chromium")
-        pytest.skip("chromium is missing: install Debian's package chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.usefixtures("chromium")]
 
 
 def test_the_machine_page_is_used(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from browser import Tour, browsing, find_chromium, serving
+from browser import Tour, browsing, serving
 from storage.adapters import list_adapters
 from storage.checkpoints import checkpoint_answers
 from storage.database import session
@@ -16,15 +15,7 @@ from storage.folder import DataFolder
 from storage.jobs import metrics_of
 from workbench.training_form import TRAINED
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def chromium() -> None:
-    if find_chromium() is None:
-        if os.environ.get("PLUMB_REQUIRE_BROWSER"):
-            pytest.fail("chromium is missing: install Debian's package chromium")
-        pytest.skip("chromium is missing: install Debian's package chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.usefixtures("chromium")]
 
 
 def check(page: Any) -> str:

@@ -13,6 +13,7 @@ from factories import USER, World
 from jobs import placement, steering
 from jobs.processes import worker_environment
 from jobs.runs import RunFolder
+from jobs.settings import Settings
 from jobs.supervisor import Supervisor
 from storage import jobs as store
 from storage.errors import Conflict
@@ -245,3 +246,22 @@ def test_a_stopped_training_can_be_resumed(world: World, no_supervisor: None) ->
     store.start_attempt(world.db, chat.id)
     with pytest.raises(Conflict, match="cannot go on where it ended; start it again"):
         steering.resume(world.db, world.settings, chat.id)
+
+
+def test_memory_that_a_job_leaves_on_its_device_is_logged(
+    world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def holding(settings: Settings, slot: str, job_id: int) -> str:
+        asked.append((slot, job_id))
+        return f"{slot} holds 22 GB"
+
+    monkeypatch.setattr("jobs.supervisor.leftover", holding)
+    job = add(world, 2, kind="dpo")
+    world.folder.run(job.id).mkdir(parents=True)
+    sleepers.step()
+    sleepers.kill(job)
+    sleepers.step()
+    assert asked == [("cuda:0", job.id), ("cuda:1", job.id)]
+    assert f"job {job.id}: cuda:1 holds 22 GB" in capsys.readouterr().out

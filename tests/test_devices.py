@@ -221,7 +221,7 @@ def test_jobs_are_told_from_other_peoples_processes(
 def test_a_number_from_outside_of_a_container_is_not_taken_for_a_process_within(
     world: World, nvidia_smi: Smi, process: subprocess.Popen[bytes]
 ) -> None:
-    nvidia_smi.write(processes=f"GPU-aaaa-1, {process.pid}, 24000, /opt/other/trainer --big\n")
+    nvidia_smi.write(processes=f"GPU-aaaa-1, {process.pid}, 24000, other/trainer --big\n")
     (found,) = devices.look(two_gpus(world))[0].processes
     assert (found.seen, found.name, found.user) == (False, "trainer", "")
     assert devices.crowded(devices.look(two_gpus(world))) == {}
@@ -364,18 +364,29 @@ def test_a_job_waits_for_a_device_that_others_fill_and_says_so(
     assert get_setting(world.db, crowding.CROWDED) is None
 
 
-def test_a_job_for_several_devices_keeps_those_that_are_free(
+def test_a_job_for_several_devices_holds_nobody_up_while_others_fill_one(
     world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """How long somebody else's process stays is not ours to know: what needs less goes first meanwhile."""
     shown = [filled("cuda:0", 23_000), filled("cuda:1", 0), filled("cuda:2", 0)]
     monkeypatch.setattr(devices, "look", lambda settings, max_age: tuple(shown))
     wide, young = add(world, 3), add(world)
     sleepers.step()
-    assert statuses(world, wide, young) == [JobStatus.QUEUED] * 2
-    assert slots(world, wide, young) == [None, None]
-    shown[0] = filled("cuda:0", 0)
+    assert statuses(world, wide, young) == [JobStatus.QUEUED, JobStatus.STARTING]
+    assert slots(world, wide, young) == [None, "cuda:1"]
+
+
+def test_a_job_for_several_devices_keeps_those_that_are_free(
+    world: World, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While our own jobs alone stand in its way, it will have its turn: nobody passes it."""
+    shown = [filled(f"cuda:{number}", 0) for number in range(3)]
+    monkeypatch.setattr(devices, "look", lambda settings, max_age: tuple(shown))
+    first = add(world)
     sleepers.step()
-    assert slots(world, wide) == ["cuda:0,cuda:1,cuda:2"]
+    wide, young = add(world, 3), add(world)
+    sleepers.step()
+    assert statuses(world, first, wide, young) == [JobStatus.STARTING, JobStatus.QUEUED, JobStatus.QUEUED]
 
 
 def test_the_driver_is_asked_only_where_a_job_could_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from sqlite_utils import Database
 from jobs.configs import explain
 from jobs.models import DEMO, check_model
 from storage.adapters import get_adapter, list_adapters
-from storage.chats import add_turn, get_conversation, start_conversation
+from storage.chats import add_turn, get_conversation, start_conversation, text_of
 from storage.database import immediate
 from storage.errors import Conflict, PlumbError, UserError
 from storage.images import ensure_image_file, get_images, image_path
@@ -185,8 +185,8 @@ def history(context: Context, turns: Sequence[Turn], column: int, system: str = 
     for turn in turns:
         if turn.role == "user":
             content = [_sent(context, part, images) for part in turn.content]
-        elif turn.column_number == column and (chat_view.text_of(turn.content) or turn.finish == "stop"):
-            content = [{"type": "text", "text": chat_view.text_of(turn.content)}]
+        elif turn.column_number == column and (text_of(turn.content) or turn.finish == "stop"):
+            content = [{"type": "text", "text": text_of(turn.content)}]
         else:
             continue
         if messages and messages[-1]["role"] == turn.role:

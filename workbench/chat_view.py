@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from storage.chats import text_of
 from storage.records import Conversation, Part, Turn
 from workbench.chat_client import Waiting
 
@@ -106,10 +107,6 @@ def shown_columns(turns: Sequence[Turn]) -> tuple[list[ChatMessage], list[ChatMe
     return columns
 
 
-def text_of(parts: Sequence[Part]) -> str:
-    return "".join(part["text"] for part in parts if part["type"] == "text")
-
-
 def conversation_list(
     conversations: Sequence[Conversation], selected: int | None, adapter: int | None = None, search: str = ""
 ) -> str:
@@ -154,4 +151,4 @@ def note(text: str, busy: bool = False) -> str:
 
 
 def problem(text: str) -> str:
-    return f'<p class="plumb-error" role="alert">{escape(text)}</p>'
+    return f'<p class="plumb-error" role="alert">{escape(text)}</p>' if text else ""

@@ -11,7 +11,7 @@ from storage.chats import get_conversation
 from storage.errors import NotFound, PlumbError
 from storage.records import Conversation
 from storage.votes import Vote, cast_vote, duels, make_pair, rounds_of, votes_of
-from workbench import vote_views
+from workbench import chat_view, vote_views
 from workbench.chat_desk import Cast, cast_of
 from workbench.context import Context
 from workbench.vote_stats import verdicts
@@ -67,20 +67,20 @@ def hidden_cast(context: Context, user: str, conversation_id: int | None) -> Cas
 def ballot(context: Context, user: str, conversation_id: int | None, problem: str = "") -> Ballot:
     """What stands in the ballot under the answers."""
     if conversation_id is None:
-        return Ballot(told=vote_views.problem(problem))
+        return Ballot(told=chat_view.problem(problem))
     with context.database() as db:
         try:
             conversation = get_conversation(db, conversation_id, user)
         except PlumbError as error:
-            return Ballot(told=vote_views.problem(str(error)))
+            return Ballot(told=chat_view.problem(str(error)))
         rounds = rounds_of(conversation)
         # A newer question, without its answers yet, is what the next vote will be on.
         if not rounds or rounds[-1].left.position != conversation.turns[-1].position:
-            return Ballot(told=vote_views.problem(problem))
+            return Ballot(told=chat_view.problem(problem))
         vote = votes_of(db, conversation_id, user).get(rounds[-1].left.id)
         hidden = is_hidden(db, conversation)
         names = "" if hidden else vote_views.sides(db, rounds[-1])
-    told = vote_views.problem(problem) or vote_views.told(vote, names, hidden)
+    told = chat_view.problem(problem) or vote_views.told(vote, names, hidden)
     return Ballot(rounds[-1].left.id, vote, names, told)
 
 
@@ -88,7 +88,7 @@ def vote(context: Context, user: str, conversation_id: int | None, verdict: str,
     """Vote on the last round; what stood in the way is told in the ballot."""
     found = ballot(context, user, conversation_id)
     if conversation_id is None or found.left_turn is None:
-        return replace(found, told=vote_views.problem("There are no two answers to vote on yet; ask something."))
+        return replace(found, told=chat_view.problem("There are no two answers to vote on yet; ask something."))
     try:
         with context.database() as db:
             cast_vote(db, user, conversation_id, found.left_turn, verdict, note)

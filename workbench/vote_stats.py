@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage.votes import Duel
+from workbench.agreement_stats import TAILS, Resampling
 
 Speaker = tuple[str, int | None]
 
@@ -102,13 +103,10 @@ def interval(
     points: Sequence[float], groups: Sequence[int], seed: int = 0, times: int = RESAMPLES
 ) -> tuple[float | None, float | None]:
     """The 95 % percentile interval of the mean of `points`, groups drawn as a whole; None for fewer than two."""
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
-    if count < LEAST:
+    draws = Resampling(np.asarray(groups, dtype=int), times, seed)
+    if draws.number < LEAST:
         return None, None
-    sums = np.bincount(member, weights=np.asarray(points, dtype=float))
-    sizes = np.bincount(member).astype(float)
-    drawn = np.random.default_rng(seed).integers(0, count, size=(times, count))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    by_group = [np.bincount(draws.of, weights=np.asarray(points, dtype=float)), np.bincount(draws.of)]
+    sums, sizes = draws.totals(np.stack(by_group, axis=1)).T
+    low, high = np.percentile(sums / sizes, TAILS)
     return float(low), float(high)

@@ -20,10 +20,6 @@ _WORDS = {
 }
 
 
-def problem(text: str) -> str:
-    return f'<p class="plumb-error" role="alert">{escape(text)}</p>' if text else ""
-
-
 def told(vote: Vote | None, names: str, hidden: bool) -> str:
     """What stands below the buttons."""
     if vote is None:

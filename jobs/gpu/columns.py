@@ -19,10 +19,18 @@ from typing import Any
 
 import torch
 
-from jobs.gpu.decoding import Answer, Sampling, check_cache, choose, draw, last_logits_only
+from jobs.gpu.decoding import (
+    Answer,
+    Sampling,
+    check_cache,
+    check_numbers,
+    choose,
+    draw,
+    last_logits_only,
+    read_one,
+)
 from jobs.gpu.kept_prompts import Kept, KeptPrompts, Prompt, digest, image_spans, layers_of
 from jobs.gpu.row_adapters import RowAdapters
-from storage.errors import PlumbError
 
 #: Inputs that belong to images, by their first dimension one a picture.
 _PER_IMAGE = ("pixel_values", "image_sizes")
@@ -187,12 +195,7 @@ class Columns:
                 **last_logits_only(self._model),
             )
         check_cache(output.past_key_values)
-        logits: torch.Tensor = output.logits[:, -1]
-        if bool(torch.isnan(logits).any()):
-            raise PlumbError(
-                "The model's output is not a number: its weights are broken, or the precision doesn't suit it. "
-                "Try dtype bfloat16 or float32."
-            )
+        logits = check_numbers(output.logits[:, -1])
         return logits, _Batch(output.past_key_values, mask, ends, ends)
 
     def _known(self, column: int) -> Kept | None:
@@ -243,15 +246,8 @@ class Columns:
 
     def _forward(self, batch: _Batch) -> torch.Tensor:
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(self._open), 1)], dim=1)
-        output = self._model(
-            input_ids=batch.last[:, None],
-            attention_mask=batch.mask,
-            position_ids=batch.positions[:, None],
-            past_key_values=batch.cache,
-            use_cache=True,
-        )
+        logits = read_one(self._model, batch.last, batch.mask, batch.positions, batch.cache)
         batch.positions = batch.positions + 1
-        logits: torch.Tensor = output.logits[:, -1]
         return logits
 
 

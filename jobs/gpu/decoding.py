@@ -184,12 +184,7 @@ class Decoding:
         output = self._model(**inputs, position_ids=positions, use_cache=True, **last_logits_only(self._model))
         self._cache = output.past_key_values
         check_cache(self._cache)
-        logits: torch.Tensor = output.logits[:, -1]
-        if bool(torch.isnan(logits).any()):
-            raise PlumbError(
-                "The model's output is not a number: its weights are broken, or the precision doesn't suit it. "
-                "Try dtype bfloat16 or float32."
-            )
+        logits = check_numbers(output.logits[:, -1])
         if self._copies > 1:
             self._cache.batch_repeat_interleave(self._copies)
             self._mask = self._mask.repeat_interleave(self._copies, dim=0)
@@ -200,16 +195,43 @@ class Decoding:
     def _forward(self) -> torch.Tensor:
         assert self._last is not None
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._open), 1)], dim=1)
-        output = self._model(
-            input_ids=self._last[:, None],
-            attention_mask=self._mask,
-            position_ids=self._positions[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        logits = read_one(self._model, self._last, self._mask, self._positions, self._cache)
         self._positions = self._positions + 1
-        logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+
+def read_one(
+    model: Any, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+) -> torch.Tensor:
+    """Read one token a row into the cache; returns the logits behind it, (rows, vocabulary).
+
+    Args:
+        tokens, positions: (rows,).
+        mask: (rows, tokens in the cache and this one).
+    """
+    output = model(
+        input_ids=tokens[:, None],
+        attention_mask=mask,
+        position_ids=positions[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
+def check_numbers(logits: torch.Tensor) -> torch.Tensor:
+    """The logits behind a prompt as they are.
+
+    Raises:
+        PlumbError: some of them are no numbers.
+    """
+    if bool(torch.isnan(logits).any()):
+        raise PlumbError(
+            "The model's output is not a number: its weights are broken, or the precision doesn't suit it. "
+            "Try dtype bfloat16 or float32."
+        )
+    return logits
 
 
 def draw(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> torch.Tensor:
