@@ -24,7 +24,7 @@ $(STAMP): $(REQUIREMENTS)
 	touch $@
 
 lint: $(STAMP)
-	$(PY) -m ruff check .
+	$(PY) -m ruff check --no-cache .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 

@@ -41,7 +41,6 @@ switch_off(os.environ)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/worker.py does
 
 import torch  # noqa: E402
-from random_llava import DEMO, LARGER, random_llava  # noqa: E402
 
 import tiny  # noqa: E402
 from jobs.gpu.columns import Asked, Columns  # noqa: E402
@@ -51,6 +50,7 @@ from jobs.gpu.loading import Loaded  # noqa: E402
 from jobs.gpu.lora import attach, language_linears, speaking  # noqa: E402
 from jobs.gpu.prompts import encode  # noqa: E402
 from jobs.gpu.row_adapters import RowAdapters  # noqa: E402
+from random_llava import DEMO, LARGER, random_llava  # noqa: E402
 
 NAMES = ("a", "b", "c")
 

@@ -33,12 +33,12 @@ switch_off(os.environ)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/worker.py does
 
 import torch  # noqa: E402
-from random_llava import DEMO, random_llava  # noqa: E402
 
 import tiny  # noqa: E402
 from jobs.gpu.answering import Answerer, stock_answers  # noqa: E402
 from jobs.gpu.decoding import Sampling  # noqa: E402
 from jobs.gpu.prompts import encode  # noqa: E402
+from random_llava import DEMO, random_llava  # noqa: E402
 
 ANSWERS = 4
 

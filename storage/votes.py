@@ -72,7 +72,10 @@ class Duel:
 
 
 def rounds_of(conversation: Conversation) -> list[Round]:
-    """The questions that both columns have answered, oldest first; answers that broke off are none."""
+    """The questions that both columns have answered, oldest first.
+
+    Answers that broke off are none, nor are those that were stopped before a word.
+    """
     found: list[Round] = []
     for place, turn in enumerate(conversation.turns):
         if turn.role != "user":
@@ -80,11 +83,15 @@ def rounds_of(conversation: Conversation) -> list[Round]:
         answers = {
             other.column_number: other
             for other in conversation.turns
-            if other.role == "assistant" and other.position == turn.position + 1 and other.finish != "failed"
+            if other.role == "assistant" and other.position == turn.position + 1 and _is_whole(other)
         }
         if answers.keys() >= {0, 1}:
             found.append(Round(conversation.turns[: place + 1], answers[0], answers[1]))
     return found
+
+
+def _is_whole(answer: Turn) -> bool:
+    return answer.finish != "failed" and bool(answer.finish == "stop" or text_of(answer.content).strip())
 
 
 def votes_of(db: Database, conversation_id: int, user: str) -> dict[int, Vote]:
@@ -163,6 +170,8 @@ def _make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int)
     if vote.verdict not in ("left", "right"):
         raise UserError(f"The vote says {vote.verdict!r}: a pair needs one answer that is better than the other.")
     chosen, rejected = (found.left, found.right) if vote.verdict == "left" else (found.right, found.left)
+    if chosen.finish == "stopped":
+        raise UserError("The better answer was stopped before its end, and would be learned so: no pair made.")
     texts = [text_of(turn.content) for turn in (chosen, rejected)]
     if not all(text.strip() for text in texts) or texts[0].strip() == texts[1].strip():
         raise UserError("An empty answer, or two that are the same, teach nothing: no pair was made.")

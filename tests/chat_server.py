@@ -172,13 +172,14 @@ def ask(
     files: tuple[str, ...] = (),
     conversation: int | None = None,
     cast: Cast | None = None,
+    blind: bool = False,
     **values: Any,
 ) -> list[View]:
     """Send a message and wait for the end; every view that the page got."""
     settings = {**Decoding().model_dump(), **values}
     cast = cast or Cast()
     return asyncio.run(
-        everything(send(context, Stops(), "session", USER, conversation, text, files, cast, settings))
+        everything(send(context, Stops(), "session", USER, conversation, text, files, cast, settings, blind))
     )
 
 

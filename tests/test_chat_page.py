@@ -284,6 +284,13 @@ def test_a_column_that_answers_after_the_other_says_why(world: World, context: C
     assert "answers after" not in views[-1].status
 
 
+def test_a_blind_round_does_not_tell_which_side_answers_later(world: World, context: Context) -> None:
+    with serving(context, [{"column": "right", "apart": "it trained the projector too"}, *says("Red.", "Round.")]):
+        views = ask(context, "what is it?", blind=True)
+    assert any("One answers after the other." in view.status for view in views)
+    assert not any("right one" in view.status or "projector" in view.status for view in views)
+
+
 def test_an_error_of_one_column_leaves_the_other_alone(world: World, context: Context) -> None:
     script = [*says("Red.", "Half")[:2], {"column": "right", "error": "No more."}, *says("Red.", "x")[2:3]]
     with serving(context, script):

@@ -75,13 +75,15 @@ def test_a_job_waits_for_another_and_for_none_again(world: World, context: Conte
 
 def test_the_queue_is_held_and_released_by_one_button(world: World, context: Context, three: list[Job]) -> None:
     assert "3 in the queue" in look(context, Watch(), None).queue
-    job_acts.hold(context, USER)
+    job_acts.hold(context, USER, True)
     found = look(context, Watch(), three[0].id)
     assert found.held
     assert "held</b> by ada" in found.queue
     assert "number 1 in the queue: held" in found.jobs
     assert "the queue is held by ada" in found.head
-    job_acts.hold(context, "bob")
+    job_acts.hold(context, "bob", True)
+    assert "held</b> by ada" in look(context, Watch(), None).queue, "pressed by two, it is held once"
+    job_acts.hold(context, "bob", False)
     assert not look(context, Watch(), None).held
     assert steering.held_by(world.db) is None
 

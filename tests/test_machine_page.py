@@ -236,6 +236,9 @@ def test_the_bin_is_emptied_after_a_question(world: World, context: Context) -> 
     for job in jobs:
         recycling.delete_run(world.db, world.settings, job.id, "ada")
     assert "Remove 2 runs" in machine_views.emptying(machine_desk.waste(context))
+    assert "0 runs are" in machine_desk.empty_bin(context, NOW - timedelta(days=3650)), (
+        "put there since it was asked"
+    )
     assert "2 runs are removed for good" in machine_desk.empty_bin(context)
     assert not list(world.folder.bin.iterdir())
     assert "0 runs are" in machine_desk.empty_bin(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,17 @@ def test_answers_that_broke_off_cannot_be_voted_on(world: World) -> None:
     assert rounds_of(get_conversation(world.db, number, USER)) == []
 
 
+def test_an_answer_stopped_before_a_word_is_none_and_one_in_mid_sentence_is_not_learned(world: World) -> None:
+    number = talk(world, ("what?", " ", "blue"), finish="stopped")
+    assert rounds_of(get_conversation(world.db, number, USER)) == []
+    number = talk(world, ("what?", "", "blue"))
+    assert rounds_of(get_conversation(world.db, number, USER)), "an empty answer that ended by itself"
+    number = talk(world, ("what?", "A r", "blue"), finish="stopped")
+    with pytest.raises(UserError, match="stopped before its end"):
+        made(world, number, "left")
+    assert count(world.db, "SELECT count(*) FROM pairs") == 0
+
+
 def made(world: World, number: int, verdict: str) -> Pair:
     cast_vote(world.db, USER, number, left_of(world, number), verdict)
     return make_pair(world.db, USER, number, left_of(world, number))
@@ -148,30 +160,37 @@ def test_the_ballot_follows_the_last_round(world: World, context: Context) -> No
     found = ballot(context, USER, number)
     assert found.left_turn == left_of(world, number)
     assert not found.pairable
-    voted = vote(context, USER, number, "right", "clearer")
+    voted = vote(context, USER, number, found.left_turn, "right", "clearer")
     assert "The right one is better." in voted.told
     assert "clearer" in voted.told
     assert "base (base-0)" in voted.told
     assert voted.pairable
-    paired = pair_up(context, USER, number)
+    paired = pair_up(context, USER, number, found.left_turn)
     assert "Pair #1" in paired.told
     assert not paired.pairable
-    refused = vote(context, USER, number, "left", "")
+    refused = vote(context, USER, number, found.left_turn, "left", "")
     assert 'role="alert"' in refused.told
     assert refused.vote
     assert refused.vote.verdict == "right"
     add_turn(world.db, number, 2, "user", text("and now?"))
     assert ballot(context, USER, number).left_turn is None, "its answers are under way"
+    for column in (0, 1):
+        add_turn(world.db, number, 3, "assistant", text("red"), column_number=column, finish="stop")
+    late = vote(context, USER, number, found.left_turn, "left", "")
+    assert "gone on in another tab" in late.told
+    assert late.left_turn == found.left_turn, "what the page shows"
+    assert "gone on in another tab" in pair_up(context, USER, number, found.left_turn).told
+    assert list(votes_of(world.db, number, USER)) == [found.left_turn], "the new answers have no vote"
 
 
 def test_nothing_to_vote_on_is_told(world: World, context: Context) -> None:
-    assert "ask something" in vote(context, USER, None, "left", "").told
+    assert "ask something" in vote(context, USER, None, None, "left", "").told
     assert "There is no conversation 99" in ballot(context, USER, 99).told
 
 
 def test_notes_are_never_markup(world: World, context: Context) -> None:
     number = talk(world, ("what?", "red", "blue"))
-    assert "<img" not in vote(context, USER, number, "left", "<img src=x>").told
+    assert "<img" not in vote(context, USER, number, left_of(world, number), "left", "<img src=x>").told
 
 
 def test_a_blind_conversation_keeps_its_names_until_the_vote(world: World, context: Context) -> None:
@@ -180,7 +199,7 @@ def test_a_blind_conversation_keeps_its_names_until_the_vote(world: World, conte
     before = ballot(context, USER, number)
     assert before.names == ""
     assert "base-" not in before.told
-    after = vote(context, USER, number, "tie", "")
+    after = vote(context, USER, number, left_of(world, number), "tie", "")
     assert "base-0" in after.told
     assert not is_hidden(world.db, get_conversation(world.db, number, USER))
     assert hidden_cast(context, USER, number).model == "base-1", "whoever spoke last on the right"
@@ -213,11 +232,14 @@ def test_the_verdict_counts_who_won_wherever_it_stood() -> None:
         duel("tie", conversation=3),
         duel("both bad", swapped=True, conversation=4),
     ]
+    (few,) = verdicts(met)
+    assert (few.low, few.high) == (None, None), "four conversations"
+    met = [replace(one, conversation_id=one.conversation_id + 4 * copy) for one in met for copy in range(3)]
     (found,) = verdicts(met)
     assert (found.first, found.second) == (("demo", 3), ("demo", None))
-    assert (found.wins, found.losses, found.ties, found.both_bad) == (2, 1, 1, 1)
+    assert (found.wins, found.losses, found.ties, found.both_bad) == (6, 3, 3, 3)
     assert found.rate == pytest.approx((1 + 1 + 0 + 0.5 + 0.5) / 5)
-    assert (found.left_wins, found.decided) == (2, 3)
+    assert (found.left_wins, found.decided) == (6, 9)
     assert found.lengths == (40.0, 10.0)
     assert found.low is not None
     assert found.high is not None
@@ -237,20 +259,28 @@ def test_the_other_way_round_is_the_rest(votes: list[tuple[Any, bool]]) -> None:
     assert found.left_wins + mirrored.left_wins == found.decided
 
 
-def test_an_interval_needs_two_conversations_and_knows_that_votes_hang_together() -> None:
+def test_an_interval_needs_ten_conversations_and_knows_that_votes_hang_together() -> None:
     assert interval([1.0, 0.0], [7, 7]) == (None, None)
     assert interval([], []) == (None, None)
-    together = interval([1.0] * 20 + [0.0] * 20, [1] * 20 + [2] * 20)
+    assert interval([1.0, 0.0] * 9, list(range(9)) * 2) == (None, None)
+    together = interval([1.0] * 20 + [0.0] * 20, [place // 4 for place in range(40)])
     apart = interval([1.0] * 20 + [0.0] * 20, list(range(40)))
-    assert together == (0.0, 1.0)
+    assert together[0] is not None
     assert apart[0] is not None
-    assert 0.2 < apart[0] < 0.5
+    assert together[0] < apart[0] < 0.5
+
+
+def test_where_all_agree_the_interval_still_has_a_width() -> None:
+    low, high = interval([1.0] * 20, list(range(10)) * 2)
+    assert low == pytest.approx(0.7225, abs=1e-4), "Wilson's, of ten trials"
+    assert high == pytest.approx(1.0)
+    assert interval([0.0] * 10, list(range(10)))[1] == pytest.approx(0.2775, abs=1e-4)
 
 
 def test_votes_between_one_and_the_same_are_not_counted(world: World, context: Context) -> None:
     assert "No votes between two different speakers yet" in standings(context)
     number = talk(world, ("what?", "red", "blue"))
-    vote(context, USER, number, "left", "")
+    vote(context, USER, number, left_of(world, number), "left", "")
     assert len(duels(world.db)) == 1
     assert "base (base-1)" in standings(context)
     world.db.conn.execute("UPDATE turns SET model = 'demo'")

@@ -151,7 +151,11 @@ class _Round:
             return chat_view.note(
                 f"{self.ahead} other message{'s' if self.ahead > 1 else ''} come first.", busy=True
             )
-        told = " ".join(f"The {column} one answers after the other: {why}." for column, why in self.apart.items())
+        hidden = self.conversation.settings.get("blind")  # only some adapters answer apart: it would name them
+        told = " ".join(
+            "One answers after the other." if hidden else f"The {column} one answers after the other: {why}."
+            for column, why in self.apart.items()
+        )
         return chat_view.note(f"Answering … {told}".strip(), busy=True)
 
     def summary(self) -> str:

@@ -16,7 +16,7 @@ from jobs.disk import run_bytes
 from jobs.judges import rules
 from jobs.runs import RunFolder
 from jobs.settings import Settings
-from storage.errors import PlumbError, UserError
+from storage.errors import Conflict, PlumbError, UserError
 from storage.jobs import get_job
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Job
@@ -84,12 +84,12 @@ def set_retries(context: Context, job_id: int | None, retries: Any) -> str:
     return _ask(context, job_id, set_)
 
 
-def hold(context: Context, user: str) -> None:
-    """Hold the whole queue, or release it where it is held: one button."""
+def hold(context: Context, user: str, held: bool) -> None:
+    """Hold the whole queue, or release it; nothing changes where somebody else has done so since."""
     with context.database() as db:
-        if steering.held_by(db) is None:
+        if held and steering.held_by(db) is None:
             steering.hold_queue(db, user)
-        else:
+        elif not held:
             steering.release_queue(db, context.settings)
 
 
@@ -168,7 +168,8 @@ def _what_stays(job: Job, at_work: bool) -> str:
 
 def before_delete(job: Job, size: int, days: int) -> str:
     """What deleting its run means."""
-    assert job.status in ENDED, job.status
+    if job.status not in ENDED:
+        raise Conflict(f"Job {job.id} is at work again ({job.status.value}); stop it before you delete its run.")
     long = f"{days} day{'' if days == 1 else 's'}"
     return (
         f"Delete job {job.id}? Its run folder ({in_words(size)}: log, settings, checkpoints) goes to the bin "

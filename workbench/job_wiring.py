@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.runs import RunFolder
 from storage.errors import PlumbError
+from storage.jobs import get_job
 from workbench import job_acts, job_history, job_logs, job_views
 from workbench.context import Context
 from workbench.events import told
 from workbench.job_logs import Place
-from workbench.job_panels import Opened, Queue, Undo
+from workbench.job_look import run_of
+from workbench.job_panels import Opened, Queue, Undo, hold_words
 from workbench.training_wiring import QUIET
 
 # The opened job leaves the address, the inputs pass through.
@@ -105,8 +106,9 @@ def wire_opened(context: Context, page: Shown, opened: Opened, queue: Queue, und
         most: int,
         place: int | None,
         part: int | None,
+        pressed: str,
     ) -> Updates:
-        job_acts.hold(context, context.user(request))
+        job_acts.hold(context, context.user(request), pressed == hold_words(False))
         return page.show(job_id, known, most, place, part)
 
     def choosing_attempt(
@@ -139,7 +141,7 @@ def wire_opened(context: Context, page: Shown, opened: Opened, queue: Queue, und
     retrying = told(doing(job_acts.set_retries))
     gr.on([opened.retries.submit, opened.retries.blur], retrying, [*at, opened.retries], shown, **QUIET)
     opened.run_again.click(told(again), at[:3], shown, **QUIET)
-    queue.hold.click(told(holding), at, shown, **QUIET)
+    queue.hold.click(told(holding), [*at, queue.hold], shown, **QUIET)
     for part in (opened.attempts, opened.log):
         part.click(told(choosing_attempt), at[:4], shown, **QUIET)
     _wire_search(context, chosen, opened)
@@ -160,7 +162,9 @@ def _wire_search(context: Context, chosen: Any, opened: Opened) -> None:
     def found(job_id: int | None, wanted: str, start: Place | None, shown: int) -> Updates:
         if job_id is None or not wanted:
             return {**opened.forget_search(), rest: None}
-        result = job_logs.search(RunFolder(context.folder.run(job_id)).log, wanted, start)
+        with context.database() as db:
+            run = run_of(context, get_job(db, job_id))
+        result = job_logs.search(run.log, wanted, start)
         more = result.rest
         number = shown + len(result.matches)
         return {

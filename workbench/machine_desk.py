@@ -198,11 +198,12 @@ def restore(context: Context, job_id: int) -> Job:
         return recycling.restore_run(db, context.settings, job_id)
 
 
-def empty_bin(context: Context) -> str:
-    """Remove what is in the bin for good; returns what to tell."""
-    size = sum(size for _, size in waste(context).runs)
+def empty_bin(context: Context, before: datetime | None = None) -> str:
+    """Remove for good what was put into the bin before a moment (None: all); returns what to tell."""
+    sizes = {job.id: size for job, size in waste(context).runs}
     with context.database() as db:
-        gone = recycling.purge(db, context.settings)
+        gone = recycling.purge(db, context.settings, before)
+    size = sum(sizes.get(job_id, 0) for job_id in gone)
     runs = "1 run is" if len(gone) == 1 else f"{len(gone)} runs are"
     return f"{runs} removed for good; about {in_words(size)} are free."
 

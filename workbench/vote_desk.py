@@ -16,6 +16,7 @@ from workbench.chat_desk import Cast, cast_of
 from workbench.context import Context
 from workbench.vote_stats import verdicts
 
+_GONE_ON = "This conversation has gone on in another tab; open it again from the list to vote on what it says now."
 HIDDEN = "hidden"  # what a column's dropdown holds while nobody may know who speaks
 
 
@@ -84,27 +85,35 @@ def ballot(context: Context, user: str, conversation_id: int | None, problem: st
     return Ballot(rounds[-1].left.id, vote, names, told)
 
 
-def vote(context: Context, user: str, conversation_id: int | None, verdict: str, note: str) -> Ballot:
-    """Vote on the last round; what stood in the way is told in the ballot."""
+def vote(
+    context: Context, user: str, conversation_id: int | None, seen: int | None, verdict: str, note: str
+) -> Ballot:
+    """Vote on the round that the page shows; what stood in the way is told in the ballot.
+
+    Args:
+        seen: the shown round's `left_turn`. Where another tab has gone on meanwhile, nothing is voted.
+    """
     found = ballot(context, user, conversation_id)
-    if conversation_id is None or found.left_turn is None:
+    if conversation_id is None or (seen is None and found.left_turn is None):
         return replace(found, told=chat_view.problem("There are no two answers to vote on yet; ask something."))
+    if seen is None or seen != found.left_turn:
+        return replace(found, left_turn=seen, told=chat_view.problem(_GONE_ON))
     try:
         with context.database() as db:
-            cast_vote(db, user, conversation_id, found.left_turn, verdict, note)
+            cast_vote(db, user, conversation_id, seen, verdict, note)
     except PlumbError as error:
         return ballot(context, user, conversation_id, str(error))
     return ballot(context, user, conversation_id)
 
 
-def pair_up(context: Context, user: str, conversation_id: int | None) -> Ballot:
-    """Make a pair of the last round's vote; what stood in the way is told in the ballot."""
+def pair_up(context: Context, user: str, conversation_id: int | None, seen: int | None) -> Ballot:
+    """Make a pair of the vote on the round that the page shows (`seen`, as in `vote`)."""
     found = ballot(context, user, conversation_id)
-    if conversation_id is None or found.left_turn is None:
-        return found
+    if conversation_id is None or seen is None or seen != found.left_turn:
+        return replace(found, left_turn=seen, told=chat_view.problem(_GONE_ON))
     try:
         with context.database() as db:
-            make_pair(db, user, conversation_id, found.left_turn)
+            make_pair(db, user, conversation_id, seen)
     except PlumbError as error:
         return ballot(context, user, conversation_id, str(error))
     return ballot(context, user, conversation_id)

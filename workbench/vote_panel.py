@@ -9,7 +9,7 @@ import gradio as gr
 
 from workbench.context import Context
 from workbench.events import told
-from workbench.vote_desk import Ballot, ballot, pair_up, standings, vote
+from workbench.vote_desk import HIDDEN, Ballot, ballot, pair_up, standings, vote
 
 VERDICTS = {"left": "Left is better", "tie": "Tie", "both bad": "Both bad", "right": "Right is better"}
 Reveal = Callable[[str, int | None], dict[Any, Any]]
@@ -19,6 +19,7 @@ class VotePanel:
     """Made inside the current Blocks."""
 
     def __init__(self) -> None:
+        self.seen = gr.State(None)  # the round that stands above the buttons, as `Ballot.left_turn`
         with gr.Row(elem_classes="plumb-ballot", visible=False) as self.row:
             self.buttons = {
                 verdict: gr.Button(title, size="sm", elem_id=f"vote-{verdict.replace(' ', '-')}")
@@ -39,11 +40,12 @@ class VotePanel:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.row, *self.buttons.values(), self.note, self.pair, self.told]
+        return [self.seen, self.row, *self.buttons.values(), self.note, self.pair, self.told]
 
     def show(self, found: Ballot) -> dict[Any, Any]:
         chosen = found.vote.verdict if found.vote else None
         updates: dict[Any, Any] = {
+            self.seen: found.left_turn,
             self.row: gr.update(visible=found.left_turn is not None),
             self.pair: gr.update(visible=found.pairable),
             self.told: found.told,
@@ -66,19 +68,24 @@ class VotePanel:
             return self.show(found) | {self.note: found.vote.note if found.vote else ""}
 
         def voting(verdict: str) -> Callable[..., dict[Any, Any]]:
-            def cast(conversation_id: int | None, note: str, request: gr.Request) -> dict[Any, Any]:
+            def cast(
+                request: gr.Request, conversation_id: int | None, seen: int | None, note: str, *shown: str
+            ) -> dict[Any, Any]:
                 user = context.user(request)
-                found = vote(context, user, conversation_id, verdict, note or "")
-                return self.show(found) | (reveal(user, conversation_id) if found.vote else {})
+                found = vote(context, user, conversation_id, seen, verdict, note or "")
+                # Who has chosen other speakers for the next question keeps that choice.
+                known = not found.vote or HIDDEN not in shown
+                return self.show(found) | ({} if known else reveal(user, conversation_id))
 
             return cast
 
-        def pairing(conversation_id: int | None, request: gr.Request) -> dict[Any, Any]:
-            return self.show(pair_up(context, context.user(request), conversation_id))
+        def pairing(conversation_id: int | None, seen: int | None, request: gr.Request) -> dict[Any, Any]:
+            return self.show(pair_up(context, context.user(request), conversation_id, seen))
 
         for verdict, button in self.buttons.items():
-            button.click(told(voting(verdict)), [conversation, self.note], [*self.outputs, *speakers], **quiet)
-        self.pair.click(told(pairing), [conversation], self.outputs, **quiet)
+            asked = [conversation, self.seen, self.note, *speakers]
+            button.click(told(voting(verdict)), asked, [*self.outputs, *speakers], **quiet)
+        self.pair.click(told(pairing), [conversation, self.seen], self.outputs, **quiet)
         return told(look)
 
 

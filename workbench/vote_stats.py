@@ -18,7 +18,7 @@ from workbench.agreement_stats import TAILS, Resampling
 Speaker = tuple[str, int | None]
 
 RESAMPLES = 2000
-LEAST = 2  # conversations below which an interval says nothing
+LEAST = 10  # conversations below which a bootstrap is narrower than it may be
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class VerdictBetween:
 
     Attributes:
         rate: share of wins of `first`, ties as halves.
-        low, high: its 95 % interval; None with fewer than two conversations.
+        low, high: its 95 % interval; None with fewer than `LEAST` conversations.
         left_wins, decided: of the votes that prefer one side, how many prefer the left one.
         lengths: mean characters of the answers of first and second.
     """
@@ -102,10 +102,18 @@ def _verdict(first: Speaker, second: Speaker, duels: Sequence[Duel], seed: int) 
 def interval(
     points: Sequence[float], groups: Sequence[int], seed: int = 0, times: int = RESAMPLES
 ) -> tuple[float | None, float | None]:
-    """The 95 % percentile interval of the mean of `points`, groups drawn as a whole; None for fewer than two."""
+    """The 95 % percentile interval of the mean of `points`, groups drawn as a whole; None for fewer than `LEAST`.
+
+    Where all agree, every draw is the same: then it is Wilson's interval (1927) with a group as one trial.
+    """
     draws = Resampling(np.asarray(groups, dtype=int), times, seed)
     if draws.number < LEAST:
         return None, None
+    if len(set(points)) == 1 and points[0] in (0.0, 1.0):
+        from scipy.stats import binomtest  # type: ignore[import-untyped]  # slow to import
+
+        wilson = binomtest(int(points[0]) * draws.number, draws.number).proportion_ci(method="wilson")
+        return float(wilson.low), float(wilson.high)
     by_group = [np.bincount(draws.of, weights=np.asarray(points, dtype=float)), np.bincount(draws.of)]
     sums, sizes = draws.totals(np.stack(by_group, axis=1)).T
     low, high = np.percentile(sums / sizes, TAILS)

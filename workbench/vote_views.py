@@ -10,7 +10,7 @@ from sqlite_utils import Database
 from storage.adapters import get_adapter
 from storage.errors import NotFound
 from storage.votes import Round, Vote
-from workbench.vote_stats import Speaker, VerdictBetween
+from workbench.vote_stats import LEAST, Speaker, VerdictBetween
 
 _WORDS = {
     "left": "The left one is better.",
@@ -79,7 +79,7 @@ def table(db: Database, found: Sequence[VerdictBetween]) -> str:
 
 
 def _row(db: Database, found: VerdictBetween) -> str:
-    interval = "one conversation" if found.low is None else f"{found.low:.0%} to {found.high:.0%}"
+    interval = f"from {LEAST} conversations on" if found.low is None else f"{found.low:.0%} to {found.high:.0%}"
     side = f"{found.left_wins / found.decided:.0%} of {found.decided}" if found.decided else "–"
     cells = (
         f"{found.rate:.0%}",

@@ -33,6 +33,7 @@ element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-restore]');
   if (!button) return;
   button.disabled = true;
+  setTimeout(() => { button.disabled = false; }, 2000);  // where it is refused, the same page stays
   trigger('click', {restore: Number(button.dataset.restore)});
 });
 """
@@ -121,6 +122,7 @@ def _wire(
         "api_visibility": "private",
     }
     seen = gr.State({})
+    asked = gr.State(None)  # when it was asked whether to empty the bin: what comes into it later stays
     shown = [devices, disk.usage, disk.bin, disk.ask, seen]
 
     def show(known: Mapping[str, int]) -> Updates:
@@ -171,8 +173,9 @@ def _wire(
             return {seen: known}
         return binning(known, lambda: machine_views.restored(machine_desk.restore(context, job_id)))
 
-    def emptying(known: dict[str, int]) -> Updates:
-        return binning(known, lambda: notice(machine_desk.empty_bin(context), "good"))
+    def emptying(known: dict[str, int], moment: str | None) -> Updates:
+        before = datetime.fromisoformat(moment) if moment else None
+        return binning(known, lambda: notice(machine_desk.empty_bin(context, before), "good"))
 
     def binning(known: Mapping[str, int], act: Callable[[], str]) -> Updates:
         """Do it, tell, and draw the bin anew also where it is what it was: a button has been disabled."""
@@ -183,9 +186,10 @@ def _wire(
         rest = {name: digest for name, digest in known.items() if name != "bin"}
         return {disk.question: outcome, disk.sure: gr.update(visible=False)} | show(rest)
 
-    def asking() -> tuple[str, Any]:
+    def asking() -> tuple[str, Any, str]:
+        moment = datetime.now(UTC).isoformat()
         found = machine_desk.waste(context)
-        return machine_views.emptying(found), gr.update(visible=bool(found.runs))
+        return machine_views.emptying(found), gr.update(visible=bool(found.runs)), moment
 
     page.load(told(opening), None, [*shown, disk.budget, check, checks, backups], **quiet)
     looking.click(told(ticking), [seen], shown, **quiet)
@@ -201,9 +205,9 @@ def _wire(
     )
     bin_shown = [*shown, disk.question, disk.sure]
     disk.bin.click(told(restoring), [seen], bin_shown, **quiet)
-    disk.ask.click(told(asking), None, [disk.question, disk.sure], **quiet)
+    disk.ask.click(told(asking), None, [disk.question, disk.sure, asked], **quiet)
     disk.keep.click(lambda: ("", gr.update(visible=False)), None, [disk.question, disk.sure], **quiet)
-    disk.empty.click(told(emptying), [seen], bin_shown, **quiet)
+    disk.empty.click(told(emptying), [seen, asked], bin_shown, **quiet)
 
 
 def look(context: Context) -> dict[str, str]:
