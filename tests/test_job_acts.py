@@ -20,7 +20,7 @@ from storage.records import Job
 from workbench import job_acts
 from workbench.context import Context
 from workbench.job_acts import before, before_delete, before_stop
-from workbench.job_look import Look, look, read_notes
+from workbench.job_look import Look, look, read_notes, search_log
 from workbench.job_panels import Opened, Queue, Undo
 from workbench.job_words import state_words
 from workbench.progress import MOST_JOBS, Notes, ProgressClock, Told, Watch
@@ -144,8 +144,19 @@ def test_a_run_is_deleted_and_restored(world: World, context: Context) -> None:
     assert "deleted run" not in found.jobs
 
 
+def test_the_log_of_a_deleted_run_is_searched_where_it_lies(world: World, context: Context) -> None:
+    job = end(world, world.job())
+    RunFolder(world.folder.run(job.id)).log.write_text("one\nCUDA out of memory\n")
+    for _ in range(2):
+        (match,) = search_log(context, job.id, "out of memory", None).matches
+        assert match.line == 2
+        job_acts.delete(context, job.id, USER)
+
+
 def test_a_job_at_work_is_not_deleted(world: World, context: Context) -> None:
     job = advance(world, world.job(), JobStatus.STARTING, JobStatus.RUNNING)
+    with pytest.raises(PlumbError, match="stop it before"):
+        before_delete(job, 1, 7)
     assert not look(context, Watch(), job.id).deletable
     assert job_acts.delete(context, job.id, USER) != ""
     assert store.get_job(world.db, job.id).deleted_at is None

@@ -40,6 +40,7 @@ from storage.runs import final_metrics
 from storage.units import in_words
 from workbench import job_history, job_launch, job_list_views, job_logs, job_views, run_views
 from workbench.context import Context
+from workbench.job_logs import Found, Place
 from workbench.job_words import kind_name, summary
 from workbench.progress import Told, Watch
 from workbench.training_form import TRAINED
@@ -224,6 +225,17 @@ def _opened(
 def run_of(context: Context, job: Job) -> RunFolder:
     """Where a job's run lies: in the bin, while it can still be restored."""
     return RunFolder(context.folder.run(job.id) if job.deleted_at is None else context.folder.binned(job.id))
+
+
+def search_log(context: Context, job_id: int, wanted: str, start: Place | None) -> Found:
+    """The lines of a job's log that hold `wanted`, also while its run lies in the bin.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    with context.database() as db:
+        run = run_of(context, get_job(db, job_id))
+    return job_logs.search(run.log, wanted, start)
 
 
 def _acts(context: Context, db: Database, job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from typing import Any
 import gradio as gr
 
 from storage.errors import PlumbError
-from storage.jobs import get_job
-from workbench import job_acts, job_history, job_logs, job_views
+from workbench import job_acts, job_history, job_views
 from workbench.context import Context
 from workbench.events import told
 from workbench.job_logs import Place
-from workbench.job_look import run_of
+from workbench.job_look import search_log
 from workbench.job_panels import Opened, Queue, Undo, hold_words
 from workbench.training_wiring import QUIET
 
@@ -162,9 +161,7 @@ def _wire_search(context: Context, chosen: Any, opened: Opened) -> None:
     def found(job_id: int | None, wanted: str, start: Place | None, shown: int) -> Updates:
         if job_id is None or not wanted:
             return {**opened.forget_search(), rest: None}
-        with context.database() as db:
-            run = run_of(context, get_job(db, job_id))
-        result = job_logs.search(run.log, wanted, start)
+        result = search_log(context, job_id, wanted, start)
         more = result.rest
         number = shown + len(result.matches)
         return {
