@@ -213,6 +213,21 @@ def test_what_is_kept_has_an_end() -> None:
     assert kept.find("a", prompt(7, 8, 9)).length == 2  # type: ignore[union-attr]  # one is left to read
 
 
+def test_a_longer_conversation_outlives_an_edit_of_its_beginning() -> None:
+    def layers(length: int) -> list[Any]:
+        return [(torch.zeros(1, 2, length, 4), torch.zeros(1, 2, length, 4))]
+
+    kept, long = KeptPrompts(), Prompt(torch.tensor([1, 2, 3, 4, 5, 6]))
+    kept.keep(None, long, layers(6))
+    kept.keep(None, Prompt(torch.tensor([1, 2, 3, 9])), layers(4))
+    kept.keep(None, Prompt(torch.tensor([1, 2, 3])), layers(3))
+    found = kept.find(None, Prompt(torch.tensor([1, 2, 3, 4, 5, 6, 7])))
+    assert found
+    assert found.length == 6
+    kept.keep(None, long, layers(6))
+    assert kept.bytes == 2 * 2 * 4 * 4 * (6 + 4), "the same one, and what it begins with, go"
+
+
 def test_images_count_as_a_whole() -> None:
     def prompt(ids: list[int], *images: str) -> Prompt:
         spans = image_spans(torch.tensor(ids), 9, len(images))

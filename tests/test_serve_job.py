@@ -127,6 +127,20 @@ def test_each_column_says_what_it_would_say_alone(engine: Any) -> None:
     assert ask(engine, temperature=0.8, seed=9).text("left") != both.text("left")
 
 
+def test_what_was_kept_for_others_goes_where_memory_runs_out(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(engine)
+    assert engine._kept.bytes
+
+    def full(*arguments: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine, "_together", full)
+    assert any("error" in event for event in ask(engine).events)
+    assert engine._kept.bytes == 0
+    monkeypatch.undo()
+    assert ask(engine).text("left")
+
+
 def test_turns_images_and_text_in_any_order(engine: Any) -> None:
     messages = [
         said("hello"),

@@ -24,6 +24,7 @@ from jobs.gpu.lora import speaking
 from jobs.gpu.prompts import encode, lengths
 from jobs.gpu.row_adapters import RowAdapters
 from jobs.gpu.spelling import Spelling
+from jobs.out_of_memory import is_out_of_memory
 from jobs.steerlm import with_attributes
 from storage.errors import NotFound, PlumbError, UserError
 
@@ -179,6 +180,8 @@ class ChatEngine:
             from jobs.worker import explain
 
             traceback.print_exc()  # into the run's log
+            if is_out_of_memory(error):  # what was read for others may go: the next try then has its room
+                self._kept.clear()
             ticket.emit({"error": explain(error)})
         finally:
             ticket.emit(None)
@@ -217,7 +220,7 @@ class ChatEngine:
         if context is not None and length + room > context:
             raise UserError(
                 f"The conversation has {length} tokens; with answers of {room} it exceeds the model's {context}. "
-                "Start a new conversation, or lower max_new_tokens."
+                "Start a new conversation, or lower “Longest answer”."
             )
         return self._answerer.on_device(inputs)
 

@@ -84,10 +84,15 @@ class KeptPrompts:
         return Kept(best, [(keys[:, :, :best], values[:, :, :best]) for keys, values in layers])
 
     def keep(self, adapter: str | None, prompt: Prompt, layers: KeysValues) -> None:
-        """Remember them; an entry that this one continues goes, and the oldest where there are too many bytes."""
+        """Remember them; an entry that this one continues goes, and the oldest where there are too many bytes.
+
+        A longer entry stays: an edited turn, or an answer tried again, leaves the rest as it is.
+        """
         for number, entry in list(self._entries.items()):
             whole = len(entry.prompt.ids)
-            if entry.adapter == adapter and shared(entry.prompt, prompt) >= min(whole, len(prompt.ids) - 1):
+            if whole > len(prompt.ids) or entry.adapter != adapter:
+                continue
+            if shared(entry.prompt, prompt) >= min(whole, len(prompt.ids) - 1):
                 del self._entries[number]
         self._entries[next(self._numbers)] = _Entry(adapter, prompt, layers)
         while self._entries and self.bytes > self._most:
