@@ -303,11 +303,16 @@ class _Fetch:
             goes_on = answer.status_code == 206 and _begins_at(answer.headers, have)
             if have and not goes_on:
                 self._count(-have)  # a server that knows no ranges: from the start
+            left = (file.size or 0) - (have if goes_on else 0)
             with partial.open("ab" if goes_on else "wb") as out:
                 for chunk in answer.iter_bytes():  # as it comes: what waits for more is lost when the line breaks
-                    out.write(chunk)
-                    self._count(len(chunk))
+                    wanted = chunk[:left]  # a server that never ends fills no disk
+                    out.write(wanted)
+                    self._count(len(wanted))
+                    left -= len(wanted)
                     self._check()
+                    if left <= 0:
+                        break
 
     def _count(self, size: int) -> None:
         with self._lock:

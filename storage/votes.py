@@ -127,6 +127,11 @@ def cast_vote(
     """
     if verdict not in VERDICTS:
         raise UserError(f"verdict = {verdict!r}: use one of {', '.join(VERDICTS)}.")
+    with immediate(db):  # a pair that is made of it meanwhile would say another thing than the vote
+        return _cast_vote(db, user, conversation_id, left_turn_id, verdict, note)
+
+
+def _cast_vote(db: Database, user: str, conversation_id: int, left_turn_id: int, verdict: str, note: str) -> Vote:
     found = _round(db, user, conversation_id, left_turn_id)
     known = votes_of(db, conversation_id, user).get(left_turn_id)
     if known and known.pair_id is not None and known.verdict != verdict:

@@ -34,6 +34,7 @@ class FakeHub:
         self.held, self.go_on = threading.Event(), threading.Event()
         self.ranges, self.redirect = True, False
         self.damage: set[str] = set()
+        self.endless, self.hung_up = False, threading.Event()  #: more than there is, until the reader hangs up
         self.requests: list[tuple[str, str, dict[str, str]]] = []  #: (method, host and path, headers)
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler()) for _ in range(2)]
         self.url, self.other = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -144,7 +145,9 @@ class FakeHub:
             content = content[:-1] + bytes([content[-1] ^ 1])
         rest = content[begin:]
         to.send_response(status)
-        for key, value in {**told, "Content-Length": str(len(rest)), "Accept-Ranges": "bytes"}.items():
+        endless = self.endless and is_large(file) and to.command == "GET"
+        length = {} if endless else {"Content-Length": str(len(rest))}
+        for key, value in {**told, **length, "Accept-Ranges": "bytes"}.items():
             to.send_header(key, value)
         to.end_headers()
         if to.command == "HEAD":
@@ -158,8 +161,10 @@ class FakeHub:
                 self.go_on.wait()
             whole = not is_large(file) or self.cut is None or len(rest) <= self.cut
             to.wfile.write(rest if whole else rest[: self.cut])
+            for _ in range(64 if endless else 0):
+                to.wfile.write(bytes(1 << 20))
         except OSError:
-            pass  # whoever asked has gone
+            self.hung_up.set()  # whoever asked has gone
         to.close_connection = True
 
 

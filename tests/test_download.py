@@ -116,6 +116,14 @@ def test_a_line_that_breaks_is_taken_up_again(tmp_path: Path, fake_hub: FakeHub)
     assert len(fake_hub.asked(".safetensors")) >= 6
 
 
+def test_a_server_that_never_ends_fills_no_disk(tmp_path: Path, fake_hub: FakeHub) -> None:
+    fake_hub.endless = True
+    run = download_run(tmp_path / "run")
+    assert work(run.path) == 0, ended(run)
+    assert fake_hub.hung_up.wait(10), "what is too much is not read"
+    assert held() == FILES
+
+
 def test_a_server_without_ranges(tmp_path: Path, fake_hub: FakeHub) -> None:
     blobs = hub.store_of(NAME) / "blobs"
     blobs.mkdir(parents=True)
