@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from factories import World
 from storage import history
 from storage.candidates import get_candidate
-from storage.chats import add_turn, get_conversation, start_conversation
+from storage.chats import add_turn, delete_conversation, get_conversation, start_conversation
 from storage.errors import Conflict, NotFound, PlumbError, UserError
 from storage.records import Pair
 from storage.rows import count
@@ -181,6 +181,11 @@ def test_the_ballot_follows_the_last_round(world: World, context: Context) -> No
     assert late.left_turn == found.left_turn, "what the page shows"
     assert "gone on in another tab" in pair_up(context, USER, number, found.left_turn).told
     assert list(votes_of(world.db, number, USER)) == [found.left_turn], "the new answers have no vote"
+    vote(context, USER, number, left_of(world, number), "right", "")
+    late = vote(context, USER, number, found.left_turn, "left", "")
+    assert (late.vote, late.pairable) == (None, False), "the newer round's vote is not shown as this one's"
+    delete_conversation(world.db, USER, number)
+    assert f"no conversation {number}" in vote(context, USER, number, found.left_turn, "left", "").told
 
 
 def test_nothing_to_vote_on_is_told(world: World, context: Context) -> None:

@@ -97,7 +97,7 @@ def vote(
     if conversation_id is None or (seen is None and found.left_turn is None):
         return replace(found, told=chat_view.problem("There are no two answers to vote on yet; ask something."))
     if seen is None or seen != found.left_turn:
-        return replace(found, left_turn=seen, told=chat_view.problem(_GONE_ON))
+        return _gone_on(found, seen)
     try:
         with context.database() as db:
             cast_vote(db, user, conversation_id, seen, verdict, note)
@@ -110,13 +110,19 @@ def pair_up(context: Context, user: str, conversation_id: int | None, seen: int 
     """Make a pair of the vote on the round that the page shows (`seen`, as in `vote`)."""
     found = ballot(context, user, conversation_id)
     if conversation_id is None or seen is None or seen != found.left_turn:
-        return replace(found, left_turn=seen, told=chat_view.problem(_GONE_ON))
+        return _gone_on(found, seen)
     try:
         with context.database() as db:
             make_pair(db, user, conversation_id, seen)
     except PlumbError as error:
         return ballot(context, user, conversation_id, str(error))
     return ballot(context, user, conversation_id)
+
+
+def _gone_on(found: Ballot, seen: int | None) -> Ballot:
+    """The shown round, of which no more is known here: a newer one's vote is not its own."""
+    lost = found.told if found.left_turn is None else ""  # the whole conversation is gone, for example
+    return Ballot(seen, told=lost or chat_view.problem(_GONE_ON))
 
 
 def standings(context: Context) -> str:

@@ -33,7 +33,7 @@ element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-restore]');
   if (!button) return;
   button.disabled = true;
-  setTimeout(() => { button.disabled = false; }, 2000);  // where it is refused, the same page stays
+  setTimeout(() => { button.disabled = false; }, 2000);  // refused, it stays: gr.HTML draws no equal value anew
   trigger('click', {restore: Number(button.dataset.restore)});
 });
 """
