@@ -14,17 +14,24 @@ from typing import Annotated, Any, Literal
 import typer
 
 from storage import backup as backups
-from storage import repair, upkeep
+from storage import repair, upkeep, user_commands
 from storage import restore as restoring
 from storage.database import migrate, session
 from storage.easy_vqa import import_easy_vqa
 from storage.errors import PlumbError, UserError
+from storage.exports.manifest import check_manifest
+from storage.exports.reading import import_dataset
+from storage.exports.writing import FORMATS as EXPORTS
+from storage.exports.writing import export_dataset
 from storage.folder import DataFolder, default_folder
+from storage.imports.formats import FORMATS
+from storage.imports.intake import Import, import_rows
 from storage.manifest import CHECKPOINTS, LEFT_OUT
 from storage.units import in_words
 from storage.upkeep import Finding
 
 app = typer.Typer(help="Look after Plumb's data folder.", no_args_is_help=True, add_completion=False)
+app.add_typer(user_commands.app, name="users")
 
 Data = Annotated[Path | None, typer.Option("--data", help="the data folder [PLUMB_DATA]")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -168,18 +175,76 @@ class Progress:
         print(f"\r\x1b[K{line}" if here else line, end="" if here else "\n", file=sys.stderr, flush=True)
 
 
+class Counted(Progress):
+    """The same, of things that are counted."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{done:,} of {total:,} {self._word}", end="", file=sys.stderr, flush=True)
+
+
 @app.command("import")
 def import_(
-    kind: Annotated[str, typer.Argument(help="easy-vqa")],
-    number: Annotated[int, typer.Option(help="how many samples")] = 400,
-    split: Annotated[str, typer.Option(help="train or test")] = "train",
-    seed: Annotated[int, typer.Option(help="which ones")] = 0,
+    kind: Annotated[str, typer.Argument(help=f"easy-vqa, {', '.join(FORMATS)}, dataset")],
+    path: Annotated[
+        Path | None, typer.Argument(help="a file or folder: JSON, JSON lines, parquet, a saved data set")
+    ] = None,
+    number: Annotated[int, typer.Option(help="easy-vqa: how many samples")] = 400,
+    split: Annotated[str, typer.Option(help="easy-vqa: train or test; else of rows that name none")] = "",
+    seed: Annotated[int, typer.Option(help="easy-vqa: which ones")] = 0,
+    images: Annotated[
+        Path | None, typer.Option(help="the folder of the images [beside the file, or images/ in there]")
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="what the samples are filed under [the kind and the file's name]")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="import nothing where a row is broken")] = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add samples; importing twice adds nothing twice."""
-    if kind != "easy-vqa":
-        raise UserError(f"Unknown kind {kind!r}; this version imports easy-vqa.")
+    """Add samples; importing twice adds nothing twice. Broken rows are told, and the rest goes in."""
+    if kind == "easy-vqa":
+        _import_demo(number, split or "train", seed, data, as_json)
+        return
+    if kind == "dataset" and path is not None:
+        _import_dataset(path, data, as_json)
+        return
+    if path is None:
+        raise UserError(f"Name the file or folder after the kind: python -m storage import {kind} FILE.")
+    what = Import(kind, path, images, source, split)
+    what.check()  # what cannot be imported makes no data folder
+    folder = opened(data)
+    told = Rows()
+    with session(folder) as db:
+        report = import_rows(db, folder, what, local_user(), strict, told)
+    answer(as_json, {"source": what.name, **dataclasses.asdict(report)}, report.told())
+
+
+def _import_dataset(path: Path, data: Path | None, as_json: bool) -> None:
+    check_manifest(path)  # what cannot be imported makes no data folder
+    folder = opened(data)
+    with session(folder) as db:
+        dataset = import_dataset(db, folder, path, local_user())
+    told = {"name": dataset.name, "hash": dataset.hash, "counts": dataset.counts}
+    answer(as_json, told, f"“{dataset.name}” is there, with the hash {dataset.hash}")
+
+
+@app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(help="the data set's")],
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(EXPORTS))],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="empty, or not there yet")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a frozen data set for another tool, or (jsonl) for another Plumb."""
+    folder = chosen(data)
+    with session(folder) as db:
+        made = export_dataset(db, folder, name, kind, target, Counted("rows"))
+    answer(as_json, made.__dict__, f"“{name}” is in {target}: {', '.join(made.files)}")
+
+
+def _import_demo(number: int, split: str, seed: int, data: Path | None, as_json: bool) -> None:
     if split not in ("train", "test"):
         raise UserError(f"split = {split!r}: easy-VQA has 'train' and 'test'.")
     chosen: Literal["train", "test"] = "train" if split == "train" else "test"
@@ -187,6 +252,18 @@ def import_(
     with session(folder) as db:
         added = import_easy_vqa(db, folder, number, chosen, seed)
     answer(as_json, {"added": added}, f"{added} samples added")
+
+
+class Rows:
+    """How many rows have been read, on standard error now and then."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, read: int) -> None:
+        if time.monotonic() - self._told > 2.0:
+            self._told = time.monotonic()
+            print(f"{read:,} rows read", file=sys.stderr, flush=True)
 
 
 def main() -> None:

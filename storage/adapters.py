@@ -140,8 +140,9 @@ def uses_of(db: Database, adapter: Adapter) -> AdapterUses:
     jobs = rows(
         db,
         f"""SELECT id FROM jobs j WHERE status NOT IN ({marks(ended)}) AND (adapter_id = ? OR id = ? OR EXISTS (
-                SELECT 1 FROM json_each(j.config, '$.adapters') WHERE value = ?)) ORDER BY id""",
-        [*ended, adapter.id, adapter.job_id, adapter.id],
+                SELECT 1 FROM json_each(j.config, '$.adapters') WHERE value = ?) OR EXISTS (
+                SELECT 1 FROM json_each(j.config, '$.columns') WHERE value = ?)) ORDER BY id""",
+        [*ended, adapter.id, adapter.job_id, adapter.id, str(adapter.id)],
     )
     further = rows(
         db,

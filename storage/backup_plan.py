@@ -126,15 +126,14 @@ def _is_passing(name: str) -> bool:
 
 
 def _add_run(plan: Plan, folder: DataFolder, job: dict[str, Any], made: set[int], with_checkpoints: bool) -> None:
-    if job.get("purged_at") is not None:
-        return
     # Where it belongs by its row; where it lies may be the other place by now.
     places = [folder.run(job["id"]), folder.binned(job["id"])]
     home = places[0] if job.get("deleted_at") is None else places[1]
     place = next((place for place in places if (place / "job.json").exists()), None)
     name = home.relative_to(folder.root).as_posix()
     if place is None:
-        plan.missing.append(name)
+        if job.get("purged_at") is None:
+            plan.missing.append(name)
         return
     left_out = set(_AGAIN)
     if not with_checkpoints and (place / "checkpoints").is_dir():

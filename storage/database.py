@@ -18,19 +18,28 @@ from storage.folder import DataFolder
 from storage.migrations import migrations
 
 BUSY_SECONDS = 10.0
+LOOKS = 0.003  #: seconds between two looks for the write lock
 
 
-def connect(folder: DataFolder, busy_seconds: float = BUSY_SECONDS) -> Database:
+def connect(folder: DataFolder, busy_seconds: float = BUSY_SECONDS, create: bool = False) -> Database:
     """Open the database as it is: WAL, foreign keys on, a busy timeout. The caller closes it.
 
+    Args:
+        create: make the file where there is none. Else a folder that was moved away under a process that is at
+            work on it, for a restore say, gets no empty database in its place.
+
     Raises:
-        UserError: the file is not a SQLite database.
+        UserError: there is no such file, or it is not a SQLite database.
         DatabaseBusy: another process holds it.
     """
-    # isolation_level None: no transaction begins behind our back; `immediate` begins them.
-    connection = sqlite3.connect(
-        folder.database, timeout=busy_seconds, isolation_level=None, check_same_thread=False
-    )
+    place = f"{folder.database.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    try:
+        # isolation_level None: no transaction begins behind our back; `immediate` begins them.
+        connection = sqlite3.connect(
+            place, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.OperationalError as error:
+        raise _translated(error, folder) from error
     try:
         _use_wal(connection, busy_seconds)
         connection.execute("PRAGMA foreign_keys = ON")
@@ -67,7 +76,7 @@ def migrate(folder: DataFolder, busy_seconds: float = BUSY_SECONDS) -> list[str]
         DatabaseTooNew: it has migrations that this version does not know; it is left as it is.
         DatabaseBusy: another process holds the write lock.
     """
-    db = connect(folder, busy_seconds)
+    db = connect(folder, busy_seconds, create=True)
     try:
         refuse_newer(db, folder)
         if not migrations.pending(db):
@@ -113,16 +122,35 @@ def immediate(db: Database) -> Iterator[Database]:
     if db.conn.in_transaction:
         yield db
         return
-    try:
-        db.conn.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        raise _translated(error, None) from error
+    _begin(db.conn)
     try:
         yield db
         db.conn.execute("COMMIT")
     except BaseException:
         _roll_back(db)
         raise
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """Take the write lock, looking for it every few milliseconds up to the busy timeout.
+
+    SQLite's own waiting soon looks only ten times a second: beside a job whose results are stored in one
+    transaction after the other, a person's save would find the lock taken for seconds.
+    """
+    waits = int(connection.execute("PRAGMA busy_timeout").fetchone()[0])
+    deadline = time.monotonic() + waits / 1000
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not isinstance(_translated(error, None), DatabaseBusy) or time.monotonic() >= deadline:
+                    raise _translated(error, None) from error
+            time.sleep(LOOKS)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {waits}")
 
 
 def _roll_back(db: Database) -> None:
@@ -154,5 +182,5 @@ def _translated(error: sqlite3.OperationalError, folder: DataFolder | None) -> E
             "and end the program that holds it open if this goes on."
         )
     if folder and "unable to open" in str(error):
-        return UserError(f"The database {folder.database} cannot be opened; check that its folder exists.")
+        return UserError(f"The database {folder.database} cannot be opened; check that it is there.")
     return error

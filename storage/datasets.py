@@ -27,6 +27,9 @@ from storage.users import ensure_user
 
 RowKind = Literal["pair", "sample"]
 
+# A discarded sample is in no data set, whatever has been decided of its pairs.
+_KEPT = "NOT EXISTS (SELECT 1 FROM discards d WHERE d.sample_id = p.sample_id)"
+
 
 @dataclass(frozen=True)
 class PairSources:
@@ -54,7 +57,7 @@ def pairs_to_freeze(db: Database, statuses: Sequence[PairStatus]) -> list[Row]:
                    p.origin, p.chosen_quality, p.rejected_quality
             FROM pairs p JOIN samples s ON s.id = p.sample_id
             JOIN candidates c ON c.id = p.chosen_id JOIN candidates r ON r.id = p.rejected_id
-            WHERE p.status IN ({marks(statuses)}) ORDER BY p.id""",
+            WHERE p.status IN ({marks(statuses)}) AND {_KEPT} ORDER BY p.id""",
         list(statuses),
     )
     return [_with_images(row) for row in found]
@@ -68,7 +71,9 @@ def samples_to_freeze(db: Database, sample_ids: Collection[int]) -> list[Row]:
 
 def samples_of_pairs(db: Database, statuses: Sequence[PairStatus]) -> list[int]:
     """The sample of each pair of these statuses."""
-    found = rows(db, f"SELECT sample_id FROM pairs WHERE status IN ({marks(statuses)})", list(statuses))
+    found = rows(
+        db, f"SELECT p.sample_id FROM pairs p WHERE p.status IN ({marks(statuses)}) AND {_KEPT}", list(statuses)
+    )
     return [row["sample_id"] for row in found]
 
 
@@ -95,7 +100,7 @@ def _key_of(messages: Sequence[Message]) -> str:
 
 def sources_of_pairs(db: Database, statuses: Sequence[PairStatus]) -> PairSources:
     """Where the pairs of these statuses come from."""
-    among = f"p.status IN ({marks(statuses)})"
+    among = f"p.status IN ({marks(statuses)}) AND {_KEPT}"
     raters = {rater.id: rater for rater in list_raters(db)}
     judgements = rows(
         db,
@@ -135,7 +140,9 @@ def check_freeze(db: Database, name: str, statuses: Sequence[PairStatus], heldou
     if not 0 <= heldout_percent <= 90:
         raise UserError(f"held-out = {heldout_percent} %: give a number from 0 to 90.")
     _refuse_taken(db, name)
-    if not one(db, f"SELECT 1 FROM pairs WHERE status IN ({marks(statuses)}) LIMIT 1", list(statuses)):
+    if not one(
+        db, f"SELECT 1 FROM pairs p WHERE p.status IN ({marks(statuses)}) AND {_KEPT} LIMIT 1", list(statuses)
+    ):
         raise UserError(
             f"There are no pairs that are {' or '.join(statuses)}: the data set {name!r} would be empty. "
             "Make pairs by rule or by hand on the Pairs page, and accept them."

@@ -27,3 +27,7 @@ class DatabaseBusy(PlumbError):
 
 class DatabaseTooNew(PlumbError):
     """The database was written by a newer Plumb than this one."""
+
+
+class Forbidden(PlumbError):
+    """Whoever asks may not do this; the text names the role that may, and who can give it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -90,11 +92,7 @@ class DataFolder:
         Raises:
             UserError: the folder cannot be created or written, or a restore into it was not finished.
         """
-        if (self.root / RESTORING).exists():
-            raise UserError(
-                f"The restore of a backup into {self.root} was not finished. Run `python -m storage restore` once "
-                "more, or point --data at another folder."
-            )
+        self._refuse_unfinished()
         try:
             parts = (
                 self.images,
@@ -112,7 +110,20 @@ class DataFolder:
                 f"The data folder {self.root} cannot be written ({error.strerror}). "
                 "Choose another with --data or PLUMB_DATA."
             ) from error
+        self._refuse_unfinished()  # a restore marks it, then looks for what we have made: one of us sees the other
         return self
+
+    def _refuse_unfinished(self) -> None:
+        if not (self.root / RESTORING).exists():
+            return
+        before = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the mark alone says enough
+            before = json.loads((self.root / RESTORING).read_text(encoding="utf-8")).get("before")
+        lies = f" What was there before lies in {before}." if before else ""
+        raise UserError(
+            f"The restore of a backup into {self.root} was not finished. Run `python -m storage restore` once "
+            f"more, or point --data at another folder.{lies}"
+        )
 
     def inside(self, relative: str | Path) -> Path:
         """The path of `relative` below the root.

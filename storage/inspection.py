@@ -18,6 +18,7 @@ from sqlite_utils import Database
 
 from storage.adapters import hash_adapter
 from storage.datasets import dataset_hash, list_datasets
+from storage.errors import UserError
 from storage.folder import DataFolder
 from storage.images import image_path, thumbnail_path
 from storage.lifecycle import ACTIVE
@@ -113,8 +114,18 @@ def changed_datasets(db: Database) -> list[str]:
 
 
 def index_is_behind(db: Database) -> bool:
-    """Whether the search index has other samples than the table."""
-    return count(db, "SELECT count(*) FROM samples_fts_docsize") != count(db, "SELECT count(*) FROM samples")
+    """Whether some sample's words or facts are missing, or of a sample that is gone, and wait for nobody."""
+    lost = count(
+        db,
+        """SELECT EXISTS (SELECT 1 FROM samples s WHERE NOT EXISTS
+                (SELECT 1 FROM sample_facts f WHERE f.sample_id = s.id)
+                OR NOT EXISTS (SELECT 1 FROM stale_samples t WHERE t.sample_id = s.id)
+                AND NOT EXISTS (SELECT 1 FROM words_fts_docsize w WHERE w.id = s.id))
+            OR EXISTS (SELECT 1 FROM words_fts_docsize w WHERE w.id NOT IN (SELECT id FROM samples)
+                AND w.id NOT IN (SELECT sample_id FROM stale_samples))""",
+    )
+    tallied = count(db, "SELECT number FROM tallies WHERE name = 'samples'")
+    return bool(lost) or tallied != count(db, "SELECT count(*) FROM samples")
 
 
 def unlinked_images(db: Database) -> list[tuple[int, int, str]]:
@@ -205,12 +216,44 @@ def fault_of_adapter(folder: DataFolder, adapter: Adapter, hashes: bool = False)
 
 
 def lost_runs(db: Database, folder: DataFolder) -> list[int]:
-    """Jobs whose run folder is neither in its place nor in the bin, though it was not purged."""
+    """Jobs whose run folder is neither in its place nor in the bin, or not whole, though it was not purged."""
     return [
         row["id"]
         for row in rows(db, "SELECT id FROM jobs WHERE purged_at IS NULL ORDER BY id")
         if not any((place / "job.json").exists() for place in (folder.run(row["id"]), folder.binned(row["id"])))
     ]
+
+
+def found_runs(db: Database, folder: DataFolder) -> list[int]:
+    """Jobs whose run folder is there, though it was noted as gone: its disk was not mounted then, say."""
+    return [
+        row["id"]
+        for row in rows(db, "SELECT id FROM jobs WHERE purged_at IS NOT NULL ORDER BY id")
+        if any((place / "job.json").exists() for place in (folder.run(row["id"]), folder.binned(row["id"])))
+    ]
+
+
+def runs_are_there(folder: DataFolder) -> bool:
+    """Whether runs/ holds anything: where its disk is not mounted there is an empty folder, or none."""
+    return next(_children(folder.runs), None) is not None
+
+
+def is_gone(folder: DataFolder, job_id: int) -> bool:
+    """Whether a job's run folder is in neither of its places. Says nothing where runs/ is not there at all."""
+    return not (folder.run(job_id).is_dir() or folder.binned(job_id).is_dir())
+
+
+def refuse_without_runs(folder: DataFolder) -> None:
+    """Have nobody take run folders for gone whose disk is not mounted.
+
+    Raises:
+        UserError: runs/ is empty, or not there.
+    """
+    if not runs_are_there(folder):
+        raise UserError(
+            f"{folder.runs} is empty or not there, though jobs have their run folders in it: is its disk mounted? "
+            "Nothing is noted as gone. If all of them are, put any file into it, then try again."
+        )
 
 
 def unnamed_files(db: Database, folder: DataFolder, grace: float = GRACE_SECONDS) -> list[Unnamed]:

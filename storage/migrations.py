@@ -361,3 +361,180 @@ def m004_keep_the_queue(db: Database) -> None:
     ]
     for statement in statements:
         db.conn.execute(statement)
+
+
+@migrations()
+def m005_keep_contests(db: Database) -> None:
+    """How each question of a chat was asked, scores of its answers, lists of prompts to vote through."""
+    statements = [
+        # settings: of a question: {"model", "columns", "system", "temperature", ...} as it was asked.
+        "ALTER TABLE turns ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'",
+        # A person's metrics for an answer of the chat; they become scores where a pair is made of it.
+        """CREATE TABLE turn_scores (
+            turn_id INTEGER NOT NULL REFERENCES turns(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            metric TEXT NOT NULL,
+            value INTEGER NOT NULL CHECK (value BETWEEN 0 AND 4),
+            PRIMARY KEY (turn_id, user, metric)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX votes_by_pair ON votes (pair_id) WHERE pair_id IS NOT NULL",
+        # A list of prompts that two or three speakers answer; its conversations are voted on one by one.
+        """CREATE TABLE contests (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL,
+            user TEXT NOT NULL REFERENCES users(name),
+            job_id INTEGER NOT NULL UNIQUE REFERENCES jobs(id) ON DELETE CASCADE,
+            settings TEXT NOT NULL DEFAULT '{}',
+            created_at TEXT NOT NULL
+        )""",
+        # number: the prompt's place in its contest's list.
+        "ALTER TABLE conversations ADD COLUMN contest_id INTEGER REFERENCES contests(id) ON DELETE CASCADE",
+        "ALTER TABLE conversations ADD COLUMN number INTEGER",
+        """CREATE UNIQUE INDEX conversations_by_contest ON conversations (contest_id, number)
+           WHERE contest_id IS NOT NULL""",
+    ]
+    for statement in statements:
+        db.conn.execute(statement)
+
+
+@migrations()
+def m006_keep_the_annotators_day(db: Database) -> None:
+    """Flags, notes, skips, discards, leases, views, people with roles and passwords, keys of requests."""
+    statements = [
+        # sample_id: whose history a change belongs to; NULL in changes of earlier versions.
+        "ALTER TABLE changes ADD COLUMN sample_id INTEGER",
+        "CREATE INDEX changes_by_sample ON changes (sample_id, action_id) WHERE sample_id IS NOT NULL",
+        "CREATE INDEX actions_by_sample ON actions (sample_id, id) WHERE sample_id IS NOT NULL",
+        # A browser names each change by a key, so that one sent twice is made once; answer: what was said to it.
+        """CREATE TABLE request_keys (
+            key TEXT PRIMARY KEY,
+            user TEXT NOT NULL REFERENCES users(name),
+            answer TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX request_keys_by_age ON request_keys (created_at)",
+        """ALTER TABLE users ADD COLUMN role TEXT NOT NULL DEFAULT 'annotator'
+           CHECK (role IN ('annotator', 'researcher', 'admin'))""",
+        # password: argon2's encoded hash; NULL: nobody comes in by a password under this name.
+        "ALTER TABLE users ADD COLUMN password TEXT",
+        # era: a session names the era it was begun in; raising it ends all sessions of the person.
+        "ALTER TABLE users ADD COLUMN era INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE users ADD COLUMN deleted_at TEXT",
+        """CREATE TABLE flags (
+            sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (sample_id, user)
+        ) WITHOUT ROWID""",
+        # One note a person and sample; an id, for the search.
+        """CREATE TABLE notes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            text TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            UNIQUE (sample_id, user)
+        )""",
+        # A person's queues pass a skipped sample over; others still get it.
+        """CREATE TABLE skips (
+            sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (sample_id, user)
+        ) WITHOUT ROWID""",
+        # A discarded sample is in no list, queue, rule or data set, and can be taken back.
+        """CREATE TABLE discards (
+            sample_id INTEGER PRIMARY KEY REFERENCES samples(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            created_at TEXT NOT NULL
+        )""",
+        # until: seconds since the epoch; a lease that has run out binds nobody.
+        """CREATE TABLE leases (
+            sample_id INTEGER NOT NULL REFERENCES samples(id) ON DELETE CASCADE,
+            user TEXT NOT NULL REFERENCES users(name),
+            until REAL NOT NULL,
+            PRIMARY KEY (sample_id, user)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX leases_by_user ON leases (user, until)",
+        # query: of an address of the Samples page; shared: others see the view too.
+        """CREATE TABLE saved_views (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            user TEXT NOT NULL REFERENCES users(name),
+            name TEXT NOT NULL,
+            query TEXT NOT NULL,
+            shared INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL,
+            UNIQUE (user, name)
+        )""",
+        # imported: the source that a preference came with; NULL: it was made here.
+        "ALTER TABLE pairs ADD COLUMN imported TEXT",
+    ]
+    for statement in statements:
+        db.conn.execute(statement)
+
+
+@migrations()
+def m007_find_samples(db: Database) -> None:
+    """What is known of each sample in one narrow row, and its words for the search; see `storage.facts`."""
+    columns = [
+        "labels",
+        "answers",
+        "people",
+        "problems",
+        "pairs",
+        "flags",
+        "skips",
+        "discarded",
+        "images",
+        "turns",
+    ]
+    columns += ["gap", "longest", "helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+    statements = [
+        f"""CREATE TABLE sample_facts (
+            sample_id INTEGER PRIMARY KEY REFERENCES samples(id) ON DELETE CASCADE,
+            source TEXT NOT NULL,
+            split TEXT,
+            {", ".join(f"{name} INTEGER" for name in columns)}
+        )""",
+        *[f"CREATE INDEX facts_{name} ON sample_facts ({name})" for name in ("source", "split", *columns)],
+        # Samples whose facts are older than what they are facts of.
+        "CREATE TABLE stale_samples (sample_id INTEGER PRIMARY KEY)",
+        "CREATE INDEX judgements_by_rater ON judgements (rater_id, sample_id)",
+        "CREATE TABLE tallies (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID",
+        "INSERT INTO tallies (name, number) SELECT 'samples', count(*) FROM samples",
+        # A sample can be listed at once, before anything is known of it.
+        """CREATE TRIGGER facts_of_a_new_sample AFTER INSERT ON samples BEGIN
+            INSERT OR REPLACE INTO sample_facts (sample_id, source, split) VALUES (new.id, new.source, new.split);
+            INSERT OR IGNORE INTO stale_samples VALUES (new.id);
+            UPDATE tallies SET number = number + 1 WHERE name = 'samples';
+        END""",
+        """CREATE TRIGGER facts_of_a_gone_sample AFTER DELETE ON samples BEGIN
+            INSERT OR IGNORE INTO stale_samples VALUES (old.id);
+            UPDATE tallies SET number = number - 1 WHERE name = 'samples';
+        END""",
+        "CREATE TRIGGER facts_of_a_sample AFTER UPDATE ON samples"
+        " BEGIN INSERT OR IGNORE INTO stale_samples VALUES (new.id); END",
+    ]
+    for table in ("candidates", "judgements", "pairs", "flags", "skips", "discards", "notes"):
+        for event, row in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old")):
+            statements.append(
+                f"CREATE TRIGGER facts_{table}_{event.lower()} AFTER {event} ON {table}"
+                f" BEGIN INSERT OR IGNORE INTO stale_samples VALUES ({row}.sample_id); END"
+            )
+    # Scores come with their judgement; those that change later are told by their candidate's sample.
+    for event, row in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old")):
+        statements.append(
+            f"CREATE TRIGGER facts_scores_{event.lower()} AFTER {event} ON scores BEGIN"
+            f" INSERT OR IGNORE INTO stale_samples"
+            f" SELECT sample_id FROM candidates WHERE id = {row}.candidate_id; END"
+        )
+    statements += [
+        # prefix: beginnings of words of so many letters have lists of their own; see `selecting.spelt`.
+        """CREATE VIRTUAL TABLE words_fts USING fts5
+           (text, tokenize = "unicode61 remove_diacritics 2", prefix = '1 2 3 4')""",
+        "INSERT INTO sample_facts (sample_id, source, split) SELECT id, source, split FROM samples",
+        "INSERT INTO stale_samples SELECT id FROM samples",
+    ]
+    db.table("samples").disable_fts()  # answers and notes are searched, too, now
+    for statement in statements:
+        db.conn.execute(statement)

@@ -197,24 +197,46 @@ def count_pairs(db: Database) -> dict[str, int]:
     return {status: counted.get(status, 0) for status in STATUSES}
 
 
+# The conversation of the vote that a pair was made of, where a person may open it (`storage.chats`).
+_CHAT = """(SELECT t.conversation_id FROM votes v JOIN turns t ON t.id = v.left_turn_id
+            JOIN conversations o ON o.id = t.conversation_id
+            WHERE v.pair_id = p.id AND (o.user = ? OR o.contest_id IS NOT NULL))"""
+
+
 def list_pairs(
     db: Database,
     statuses: Sequence[PairStatus] = STATUSES,
     after: int = 0,
     limit: int = 50,
     sample_id: int | None = None,
+    viewer: str = "",
+    ids: Sequence[int] | None = None,
 ) -> list[PairView]:
-    """A keyset page of pairs with their texts, in the order of their ids."""
+    """A keyset page of pairs with their texts, in the order of their ids.
+
+    Args:
+        ids: only these pairs; None: all.
+        viewer: who is told which chat a pair was made in, if it is one that this person may open; "" for nobody.
+    """
     chosen_statuses = list(statuses)
     found = rows(
         db,
-        f"""SELECT p.*, s.question, s.reference, s.messages, c.text AS chosen_text, r.text AS rejected_text
+        f"""SELECT p.*, s.question, s.reference, s.messages, c.text AS chosen_text, r.text AS rejected_text,
+                   {_CHAT if viewer else "NULL"} AS conversation
             FROM pairs p JOIN samples s ON s.id = p.sample_id
             JOIN candidates c ON c.id = p.chosen_id JOIN candidates r ON r.id = p.rejected_id
             WHERE p.status IN ({", ".join("?" * len(chosen_statuses))}) AND p.id > ?
             {"AND p.sample_id = ?" if sample_id is not None else ""}
+            {"AND p.id IN (SELECT value FROM json_each(?))" if ids is not None else ""}
             ORDER BY p.id LIMIT ?""",
-        [*chosen_statuses, after, *([sample_id] if sample_id is not None else []), limit],
+        [
+            *([viewer] if viewer else []),
+            *chosen_statuses,
+            after,
+            *([sample_id] if sample_id is not None else []),
+            *([json.dumps(list(ids))] if ids is not None else []),
+            limit,
+        ],
     )
     return [_view(row) for row in found]
 
@@ -246,4 +268,5 @@ def _view(row: Row) -> PairView:
     question, reference = row.pop("question"), row.pop("reference")
     images = tuple(images_of(json.loads(row.pop("messages"))))
     chosen, rejected = row.pop("chosen_text"), row.pop("rejected_text")
-    return PairView(_pair(row), question, reference, images, chosen, rejected)
+    conversation = row.pop("conversation")
+    return PairView(_pair(row), question, reference, images, chosen, rejected, conversation)

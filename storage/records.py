@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from storage.lifecycle import JobStatus
 
 METRICS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+LONGEST_NAME = 80  #: characters of a contest's name
 LOWEST, HIGHEST = 0, 4
 
 Part = dict[str, str]
@@ -178,6 +179,7 @@ class Pair:
     status: PairStatus
     user: str
     created_at: str
+    imported: str | None = None  # the source that the preference came with
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class PairView:
     images: tuple[str, ...]
     chosen: str
     rejected: str
+    conversation: int | None = None  #: the chat whose vote it was made of, where the viewer may open it
 
 
 @dataclass(frozen=True)
@@ -318,7 +321,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a conversation; `content` is a list of text and image parts."""
+    """A turn of a conversation; `content` is a list of text and image parts.
+
+    `settings` of a question say how it was asked: {"model", "columns", "system", "temperature", ...}; {} where the
+    conversation is older than this record.
+    """
 
     id: int
     position: int
@@ -328,16 +335,26 @@ class Turn:
     model: str | None
     adapter_id: int | None
     finish: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Conversation:
+    """A chat of one person.
+
+    Attributes:
+        settings: as it began: {"model", "columns", "blind"?, and how answers are drawn}.
+        contest_id, number: the contest that it belongs to, and its place in there.
+    """
+
     id: int
     user: str
     title: str
     settings: dict[str, Any]
     created_at: str
     turns: tuple[Turn, ...]
+    contest_id: int | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ database of this version. Foreign keys that lead nowhere then are `storage.repai
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 from collections.abc import Generator, Iterator
@@ -20,6 +21,7 @@ from sqlite_utils import Database
 
 from storage.database import connect, migrate
 from storage.errors import UserError
+from storage.files import link_or_copy
 from storage.folder import DataFolder
 from storage.rows import rows
 
@@ -47,14 +49,16 @@ class Recovered:
 def recover(folder: DataFolder) -> Recovered:
     """Replace a damaged database by one with all rows that can be read; the damaged file stays beside it.
 
-    Nobody else may have the database open.
+    Nobody else may have the database open (`storage.occupants.alone`). Whenever the process is killed, the damaged
+    database or the new one is in its place, whole: the damaged one gets a second name first, with the log that
+    belongs to it; then the log goes, which must never meet the new file; then one rename puts the new file there.
 
     Raises:
         UserError: nothing can be read of it, or the new one cannot be written.
     """
     draft = DataFolder(folder.root / "recovering")
     moment = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    kept = folder.database.with_name(f"{folder.database.name}.damaged-{moment}")
+    kept = _free(folder.database.with_name(f"{_damaged(folder)}{moment}"))
     try:
         _remove(draft)
         draft.root.mkdir()
@@ -64,15 +68,84 @@ def recover(folder: DataFolder) -> Recovered:
             raise UserError(
                 f"Nothing can be read of {folder.database}. Restore a backup: `python -m storage restore FILE`."
             )
-        for tail in _TAILS:  # the log and its index belong to the damaged file
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{folder.database}{tail}", f"{kept}{tail}")
-        os.rename(draft.database, folder.database)
+        _sync(draft.database)
+        _replace(folder, draft.database, kept)
     except OSError as error:
         raise UserError(f"The database cannot be recovered ({error.strerror}: {error.filename}).") from error
     finally:
-        _remove(draft)
+        with contextlib.suppress(OSError):  # the next one removes it first
+            _remove(draft)
     return Recovered(kept, counts, tuple(broken))
+
+
+def _replace(folder: DataFolder, new: Path, kept: Path) -> None:
+    """Put the new database in the place of the damaged one, which has another name by then."""
+    tails = [tail for tail in _TAILS if _with(folder.database, tail).exists()]
+    try:
+        for tail in tails:
+            link_or_copy(_with(folder.database, tail), _with(kept, tail))
+        _sync(folder.root)
+        for tail in reversed(tails[1:]):  # the log last: its index is made anew wherever there is a log
+            os.unlink(_with(folder.database, tail))
+        os.replace(new, folder.database)
+    except BaseException:
+        if new.exists():  # else it is in its place, and the log of the other must never come near it
+            _put_log_back(folder, kept)
+        raise
+    _sync(folder.root)
+
+
+def finish(folder: DataFolder) -> bool:
+    """Go back to where a recovery began that was killed before its last step; whether a log was put back for it.
+
+    The damaged database is in its place then, perhaps without the log that belongs to it: rows would be missing
+    that the log holds. Whoever has written to it since has begun another log, and nothing is put back.
+    """
+    back = False
+    if not folder.database.exists():
+        return False
+    for kept in sorted(folder.root.glob(f"{_damaged(folder)}*[0-9]")):
+        if not kept.samefile(folder.database):
+            continue
+        log, own = _with(kept, "-wal"), _with(folder.database, "-wal")
+        if not log.exists() or (own.exists() and own.samefile(log)):
+            _put_log_back(folder, kept)
+        elif not own.exists() and folder.database.stat().st_mtime_ns <= log.stat().st_ctime_ns:
+            _put_log_back(folder, kept)  # a link has changed the log's ctime, and nobody the database since
+            back = True
+    return back
+
+
+def _put_log_back(folder: DataFolder, kept: Path) -> None:
+    """Give the damaged database its log again, and take away their second names."""
+    for tail in _TAILS:
+        if _with(kept, tail).exists():
+            link_or_copy(_with(kept, tail), _with(folder.database, tail))
+            _with(kept, tail).unlink()
+
+
+def _with(path: Path, tail: str) -> Path:
+    return path.with_name(f"{path.name}{tail}")
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number behind it where it is taken."""
+    numbered = (_with(path, f"-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain((path,), numbered) if not one.exists())
+
+
+def _damaged(folder: DataFolder) -> str:
+    return f"{folder.database.name}.damaged-"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # not every file system lets a folder be synced
+    finally:
+        os.close(descriptor)
 
 
 def _remove(draft: DataFolder) -> None:

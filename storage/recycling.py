@@ -54,6 +54,11 @@ def mark_purged(db: Database, job_id: int) -> None:
     )
 
 
+def mark_found(db: Database, job_id: int) -> None:
+    """Note that a run folder is there that was noted as gone; a deleted job's lies in the bin again."""
+    db.conn.execute("UPDATE jobs SET purged_at = NULL WHERE id = ?", [job_id])
+
+
 def deleted_jobs(db: Database, before: str | None = None) -> list[Job]:
     """Jobs whose run lies in the bin, the latest deleted first.
 

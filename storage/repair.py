@@ -18,22 +18,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from storage import inspection, upkeep
+from storage import facts, inspection, upkeep
 from storage import jobs as store
 from storage.adapters import hash_adapter
 from storage.database import connect, immediate, migrate, session
-from storage.errors import Conflict, UserError
+from storage.errors import UserError
 from storage.files import link_or_copy
 from storage.folder import DataFolder
 from storage.images import image_path, make_thumbnail
 from storage.inspection import CROSSED, GRACE_SECONDS, Broken
 from storage.lifecycle import ENDED, JobStatus
+from storage.occupants import alone
 from storage.parents import put_back
 from storage.records import Adapter, Image, now
-from storage.recovery import recover
+from storage.recovery import finish, recover
+from storage.recycling import mark_found
 from storage.rows import Row, count, marks, rows
 from storage.units import in_words
 from storage.upkeep import Finding
@@ -87,43 +88,29 @@ class Notes:
 
 
 def repair(folder: DataFolder, hashes: bool = False, grace: float = GRACE_SECONDS) -> Repaired:
-    """Put right what can be, with nobody else at work on the queue.
+    """Put right what can be, with nobody else at work in the folder.
 
     Args:
         hashes, grace: as for `storage.upkeep.check`.
 
     Raises:
-        Conflict: a supervisor is at work.
-        UserError: nothing can be read of a damaged database; a file cannot be moved.
+        Conflict: a supervisor, an app or a worker is at work.
+        UserError: nothing can be read of a damaged database; a file cannot be moved; the disk of the run folders
+            is not mounted.
     """
     notes = Notes(folder)
-    with _no_supervisor(folder):
+    with alone(folder):
         _mend_database(folder, notes)
         migrate(folder)
         with _without_foreign_keys(folder) as db:
+            if inspection.lost_runs(db, folder):
+                inspection.refuse_without_runs(folder)
             with immediate(db):
                 _mend_rows(db, folder, notes)
             _mend_files(db, folder, notes, hashes, grace)
         with session(folder) as db:
             left = upkeep.check(db, folder, hashes, grace)
     return Repaired(tuple(notes.done), tuple(left), notes.path if notes.path.exists() else None)
-
-
-@contextlib.contextmanager
-def _no_supervisor(folder: DataFolder) -> Iterator[None]:
-    """None is at work, and none can begin meanwhile."""
-    lock = FileLock(folder.runtime / "supervisor.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise Conflict(
-            f"A supervisor is at work on {folder.root}, and nothing is repaired beside it. Stop Plumb and its "
-            "jobs first; the supervisor leaves by itself soon after the last job has ended."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -138,6 +125,8 @@ def _without_foreign_keys(folder: DataFolder) -> Iterator[Database]:
 
 
 def _mend_database(folder: DataFolder, notes: Notes) -> None:
+    if finish(folder):
+        notes.say("database: the log is back that a recovery had moved away when it was killed")
     try:
         with session(folder) as db:
             damaged = upkeep.damage(db)
@@ -171,7 +160,8 @@ def _mend_rows(db: Database, folder: DataFolder, notes: Notes) -> None:
     _link_images(db, notes)
     _remove_empty_datasets(db, notes)
     if inspection.index_is_behind(db):
-        db.conn.execute("INSERT INTO samples_fts (samples_fts) VALUES ('rebuild')")
+        facts.forget(db)
+        facts.catch_up(db)
         notes.say("search index: built anew")
     for job_id in inspection.stuck_jobs(db):
         reason = (
@@ -251,7 +241,11 @@ def _mend_files(db: Database, folder: DataFolder, notes: Notes, hashes: bool, gr
         if fault := inspection.fault_of_adapter(folder, adapter, hashes):
             _mend_adapter(folder, notes, adapter, fault[0] == "damaged")
     for job_id in inspection.lost_runs(db, folder):
-        _give_up_run(db, notes, job_id)
+        if inspection.is_gone(folder, job_id):  # else something is left of it, for a person to look at
+            _give_up_run(db, notes, job_id)
+    for job_id in inspection.found_runs(db, folder):
+        mark_found(db, job_id)
+        notes.say(f"run folder of job {job_id}: it is there again")
     for one in inspection.unnamed_files(db, folder, grace):
         moved = _lose(folder, notes, one.path)
         notes.say(f"{one.path.relative_to(folder.root)} ({in_words(one.bytes)}): moved to {moved}")

@@ -27,11 +27,8 @@ from storage.errors import Conflict, PlumbError, UserError
 from storage.files import write_atomically
 from storage.folder import RESTORING, DataFolder
 from storage.lifecycle import JobStatus
-from storage.manifest import (
-    DATABASE,
-    PARTS,
-    Manifest,
-)
+from storage.manifest import DATABASE, PARTS, Manifest
+from storage.occupants import alone
 from storage.records import now
 from storage.settings import get_setting, put_setting
 from storage.units import in_words
@@ -83,7 +80,7 @@ def restore(
     Raises:
         UserError: the file is no backup, was cut off or changed, or a newer Plumb wrote it; the folder is not
             empty, or cannot be written; the disk is full. Nothing was changed.
-        Conflict: another restore, or a supervisor, is at work there.
+        Conflict: another restore is at work there; with `replace` a supervisor, an app or a worker, too.
     """
     with opened(file) as tar:
         header = first_of(tar, file)
@@ -92,7 +89,7 @@ def restore(
         moved = _move_aside(folder) if replace else None
         made = not folder.root.exists()
         try:
-            with _alone(folder), _undone(folder):
+            with _alone(folder), _undone(folder, moved):
                 _need_room(folder, file)
                 manifest = unpack(tar, folder, header, tell)
                 size = sum(entry.bytes for entry in manifest.files)
@@ -100,10 +97,11 @@ def restore(
                 os.sync()  # before it is called done: thousands of files at once are synced faster than one by one
                 (folder.root / RESTORING).unlink()
         except BaseException as error:
-            _put_back(folder, moved, made)
-            if isinstance(error, OSError | sqlite3.Error | tarfile.TarError):
-                raise _told(error, file, folder) from error
-            raise
+            lies = _put_back(folder, moved, made)
+            told = _told(error, file, folder, lies)
+            if told is None:
+                raise
+            raise told from error
     folder.create()
     return Restored(
         folder=folder,
@@ -158,19 +156,11 @@ def _move_aside(folder: DataFolder) -> Path | None:
     if not there or RESTORING in there:  # what an unfinished restore has left is no data
         return None
     aside = folder.root.with_name(f"{folder.root.name}.before-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    lock = FileLock(folder.runtime / "supervisor.lock", timeout=0)
     try:
-        if folder.runtime.is_dir():
-            with lock:
-                pass
-        if aside.exists():
-            raise UserError(f"{aside} is there already; try again in a second.")
-        folder.root.rename(aside)
-    except Timeout:
-        raise Conflict(
-            f"A supervisor is at work on {folder.root}. Stop Plumb and its jobs first; it leaves by itself soon "
-            "after the last job has ended."
-        ) from None
+        with alone(folder):
+            if aside.exists():
+                raise UserError(f"{aside} is there already; try again in a second.")
+            folder.root.rename(aside)
     except OSError as error:
         raise UserError(
             f"{folder.root} cannot be moved to {aside} ({error.strerror}). Where it is a disk of its own, move "
@@ -199,10 +189,18 @@ def _alone(folder: DataFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undone(folder: DataFolder) -> Iterator[None]:
-    """Mark the folder unfinished; where the restore fails, all that it put there goes again."""
+def _undone(folder: DataFolder, moved: Path | None) -> Iterator[None]:
+    """Mark the folder unfinished; where the restore fails, all that it put there goes again.
+
+    Raises:
+        Conflict: a Plumb has begun in it at the same moment; what it has made stays.
+    """
     note = "A backup is being restored into this folder, or was, and did not come to its end. Plumb won't begin."
-    write_atomically(folder.root / RESTORING, json.dumps({"note": note, "since": now()}, indent=1) + "\n")
+    values = {"note": note, "since": now(), "before": str(moved) if moved else None}
+    write_atomically(folder.root / RESTORING, json.dumps(values, indent=1) + "\n")
+    if set(_entries(folder)) - {RESTORING}:
+        (folder.root / RESTORING).unlink()
+        raise Conflict(f"A Plumb has just begun in {folder.root}. End it, or restore into another folder.")
     try:
         yield
     except BaseException:
@@ -222,13 +220,23 @@ def _clear(folder: DataFolder) -> None:
     (folder.root / RESTORING).unlink()
 
 
-def _put_back(folder: DataFolder, moved: Path | None, made: bool) -> None:
-    """Leave things as they were before a restore that failed."""
-    with contextlib.suppress(OSError):
+def _put_back(folder: DataFolder, moved: Path | None, made: bool) -> str:
+    """Leave things as they were before a restore that failed; "" or, where that fails too, what is to be done."""
+    try:
         if moved is not None or made:
-            folder.root.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                folder.root.rmdir()
         if moved is not None:
             moved.rename(folder.root)
+    except OSError as error:
+        if moved is None:  # somebody has begun in it meanwhile
+            return ""
+        return (
+            f"What was there before lies in {moved}, with all that is in it, and cannot be moved back by itself "
+            f"({error.strerror}). Move away what is in {folder.root} now, then rename {moved.name} to "
+            f"{folder.root.name}."
+        )
+    return ""
 
 
 def _need_room(folder: DataFolder, file: Path) -> None:
@@ -240,11 +248,19 @@ def _need_room(folder: DataFolder, file: Path) -> None:
         )
 
 
-def _told(error: Exception, file: Path, folder: DataFolder) -> PlumbError:
+def _told(error: BaseException, file: Path, folder: DataFolder, lies: str) -> PlumbError | None:
+    """The failure in words, with where the data lies if things are not as they were; None where it says all."""
     if isinstance(error, tarfile.TarError):
-        return cut_off(file)
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"The backup {file} cannot be restored into {folder.root} ({why}). Nothing was changed.")
+        told: PlumbError = cut_off(file)
+    elif isinstance(error, OSError | sqlite3.Error):
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        unchanged = "" if lies else " Nothing was changed."
+        told = UserError(f"The backup {file} cannot be restored into {folder.root} ({why}).{unchanged}")
+    elif lies:
+        told = UserError(str(error) or f"The restore was ended ({type(error).__name__}).")
+    else:
+        return None
+    return UserError(f"{told} {lies}") if lies else told
 
 
 # the restored database ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Samples with all that pairing needs, walked in batches."""
+"""Samples with all that pairing and freezing need, walked in batches. Discarded ones are left out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from storage.rows import BLANKS, rows
 from storage.scores import get_judgements, list_raters
 
 
+def _in_use(table: str) -> str:
+    return f"NOT EXISTS (SELECT 1 FROM discards d WHERE d.sample_id = {table}.sample_id)"
+
+
 def walk_scored(db: Database, batch: int = 500) -> Iterator[tuple[int, list[Candidate], list[Judgement]]]:
     """(sample id, candidates, judgements) of every sample that has candidates, in the order of ids."""
     after = 0
@@ -22,7 +26,8 @@ def walk_scored(db: Database, batch: int = 500) -> Iterator[tuple[int, list[Cand
             row["sample_id"]
             for row in rows(
                 db,
-                "SELECT DISTINCT sample_id FROM candidates WHERE sample_id > ? ORDER BY sample_id LIMIT ?",
+                f"SELECT DISTINCT sample_id FROM candidates c WHERE sample_id > ? AND {_in_use('c')}"
+                " ORDER BY sample_id LIMIT ?",
                 [after, batch],
             )
         ]
@@ -44,7 +49,7 @@ def walk_judged(db: Database) -> Iterator[tuple[int, list[Judgement]]]:
     found = db.conn.execute(
         f"""SELECT j.sample_id, j.id, j.rater_id, j.created_at, s.candidate_id, {", ".join(METRICS)}
             FROM judgements j LEFT JOIN scores s ON s.judgement_id = j.id
-            WHERE j.state = 'ok' ORDER BY j.sample_id, j.id, s.candidate_id"""
+            WHERE j.state = 'ok' AND {_in_use("j")} ORDER BY j.sample_id, j.id, s.candidate_id"""
     )
     for sample_id, rows_of_sample in groupby(found, key=lambda row: row[0]):
         yield (
@@ -77,7 +82,7 @@ def walk_counted(db: Database) -> Iterator[tuple[int, list[Counted]]]:
         f"""SELECT j.sample_id, j.rater_id, count(s.candidate_id), coalesce(sum(trim(c.text, ?) <> ''), 0)
             FROM judgements j LEFT JOIN scores s ON s.judgement_id = j.id AND {complete}
             LEFT JOIN candidates c ON c.id = s.candidate_id
-            WHERE j.state = 'ok' GROUP BY j.sample_id, j.id ORDER BY j.sample_id, j.id""",
+            WHERE j.state = 'ok' AND {_in_use("j")} GROUP BY j.sample_id, j.id ORDER BY j.sample_id, j.id""",
         [BLANKS],
     )
     for sample_id, counts in groupby(found, key=lambda row: row[0]):

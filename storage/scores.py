@@ -9,6 +9,7 @@ from sqlite_utils import Database
 
 from storage import history
 from storage.candidates import get_candidate
+from storage.database import immediate
 from storage.errors import UserError
 from storage.records import HIGHEST, LOWEST, METRICS, Judgement, JudgementState, Point, Rater, Score, now
 from storage.rows import marks, one, rows
@@ -28,6 +29,8 @@ def ensure_rater(
 def set_score(db: Database, user: str, candidate_id: int, metric: str, value: int | None) -> Judgement:
     """Set, change or clear (None) one of the user's own scores; undoable. Returns the user's judgement.
 
+    A value that stands there already makes no act.
+
     Raises:
         UserError: an unknown metric, or a value that is not a whole number from 0 to 4.
         NotFound: there is no such candidate.
@@ -38,22 +41,37 @@ def set_score(db: Database, user: str, candidate_id: int, metric: str, value: in
         raise UserError(f"{metric} = {value!r}: give a whole number from {LOWEST} to {HIGHEST}.")
     if value is not None and not LOWEST <= value <= HIGHEST:
         raise UserError(f"{metric} = {value}: give a whole number from {LOWEST} to {HIGHEST}.")
-    sample_id = get_candidate(db, candidate_id).sample_id
-    shown = "cleared" if value is None else str(value)
-    with history.action(db, user, f"{metric} {shown} for candidate {candidate_id}", sample_id) as change:
-        rater_id = ensure_rater(db, "person", user)
-        found = one(db, "SELECT id FROM judgements WHERE rater_id = ? AND sample_id = ?", [rater_id, sample_id])
-        judgement_id = (
-            found["id"]
-            if found
-            else change.insert(
-                "judgements",
-                {"rater_id": rater_id, "sample_id": sample_id, "state": "ok", "created_at": now()},
-            )
+    with immediate(db):
+        sample_id = get_candidate(db, candidate_id).sample_id
+        found = one(
+            db,
+            f"SELECT s.judgement_id, s.{metric} AS value FROM scores s JOIN judgements j ON j.id = s.judgement_id"
+            " JOIN raters r ON r.id = j.rater_id WHERE s.candidate_id = ? AND r.kind = 'person' AND r.name = ?",
+            [candidate_id, user],
         )
-        key = {"judgement_id": judgement_id, "candidate_id": candidate_id}
-        change.upsert("scores", key, {metric: value})
-    return get_judgements(db, [sample_id], judgement_id)[sample_id][0]
+        if found is not None and found["value"] == value:  # sent twice, say: no act that an undo would take back
+            return get_judgements(db, [sample_id], found["judgement_id"])[sample_id][0]
+        shown = "cleared" if value is None else str(value)
+        with history.action(db, user, f"{metric} {shown} for candidate {candidate_id}", sample_id) as change:
+            judgement_id = person_judgement(db, change, user, sample_id)
+            key = {"judgement_id": judgement_id, "candidate_id": candidate_id}
+            change.upsert("scores", key, {metric: value})
+        return get_judgements(db, [sample_id], judgement_id)[sample_id][0]
+
+
+def person_judgement(db: Database, change: history.Recorder, user: str, sample_id: int) -> int:
+    """The id of the person's one judgement of a sample; made, as part of the action, where there is none."""
+    rater_id = ensure_rater(db, "person", user)
+    found = one(
+        db,
+        "SELECT id FROM judgements WHERE rater_id = ? AND sample_id = ? ORDER BY id LIMIT 1",
+        [rater_id, sample_id],
+    )
+    if found:
+        return int(found["id"])
+    return change.insert(
+        "judgements", {"rater_id": rater_id, "sample_id": sample_id, "state": "ok", "created_at": now()}
+    )
 
 
 def add_judgement(

@@ -27,6 +27,7 @@ COUNTED = (
     "datasets",
     "jobs",
     "adapters",
+    "contests",
     "conversations",
     "votes",
     "actions",
@@ -122,13 +123,25 @@ def _of_files(db: Database, folder: DataFolder, hashes: bool, grace: float) -> l
         inspection.fault_of_adapter(folder, adapter, hashes) for adapter in inspection.list_adapters_by_id(db)
     ]
     found = [Finding(f"{fault[0]} file", fault[1]) for fault in faults if fault is not None]
-    found += [Finding("missing file", f"run folder of job {job}") for job in inspection.lost_runs(db, folder)]
+    found += _of_runs(db, folder)
     return [
         *found,
         *(
             Finding("unnamed file", f"{one.path.relative_to(folder.root)} ({in_words(one.bytes)})")
             for one in inspection.unnamed_files(db, folder, grace)
         ),
+    ]
+
+
+def _of_runs(db: Database, folder: DataFolder) -> list[Finding]:
+    lost = inspection.lost_runs(db, folder)
+    if lost and not inspection.runs_are_there(folder):
+        many = "1 job has its run folder" if len(lost) == 1 else f"{len(lost):,} jobs have their run folders"
+        return [Finding("missing file", f"runs/ is empty, though {many} in it: is its disk mounted?")]
+    back = inspection.found_runs(db, folder)
+    return [
+        *(Finding("missing file", f"run folder of job {job}") for job in lost),
+        *(Finding("job", f"the run folder of job {job} is there, though it was noted as gone") for job in back),
     ]
 
 

@@ -1,65 +1,85 @@
-"""Votes between two answers of a chat, and the pairs that are made of them.
+"""Votes between the answers of a chat.
 
-A vote is of one round: one question of a conversation and what the left and the right column answered. Every
+A vote is of one round: one question of a conversation and what each of its two or three columns answered. It is
+kept as comparisons of two answers each: "the middle one is best" of three is two of them, a tie is three. Every
 change goes through the undo log.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import combinations
+from typing import Any, Literal
 
 from sqlite_utils import Database
 
 from storage import history
 from storage.chats import get_conversation, text_of
+from storage.contests import GIVEN
 from storage.database import immediate
 from storage.errors import Conflict, NotFound, UserError
-from storage.pairs import get_pair
-from storage.records import Conversation, Message, Pair, Turn, now
-from storage.rows import one, rows
-from storage.samples import add_sample
+from storage.records import HIGHEST, LOWEST, METRICS, Conversation, Turn, now
+from storage.rows import marks, rows
+from storage.speakers import sides, speakers_of
 
 Verdict = Literal["left", "right", "tie", "both bad"]
-VERDICTS: tuple[Verdict, ...] = ("left", "right", "tie", "both bad")
-SOURCE = "chat"
+NEITHER: tuple[str, ...] = ("tie", "both bad")
+
+Scores = Mapping[int, Mapping[str, int | None]]  # by the answer's turn: values of the metrics, None to clear one
 
 
 @dataclass(frozen=True)
 class Vote:
-    id: int
-    left_turn_id: int
-    right_turn_id: int
-    verdict: Verdict
+    """A person's vote on one round.
+
+    Attributes:
+        first_turn_id: of the round's first answer.
+        best: "left", "middle", "right", "tie" or "both bad" (with three columns: none is good).
+        pair_ids: of the pairs that were made of it.
+    """
+
+    first_turn_id: int
+    best: str
     note: str
     user: str
-    pair_id: int | None
+    pair_ids: tuple[int, ...]
     created_at: str
 
 
 @dataclass(frozen=True)
 class Round:
-    """One question of a conversation with both answers.
+    """One question of a conversation with all its answers.
 
     Attributes:
         before: the turns up to and with the question.
+        answers: from left to right, one a column.
+        settings: how the question was asked.
     """
 
     before: tuple[Turn, ...]
-    left: Turn
-    right: Turn
+    answers: tuple[Turn, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def first(self) -> int:
+        """The id of its first answer's turn, by which the round is known."""
+        return self.answers[0].id
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return sides(len(self.answers))
 
 
 @dataclass(frozen=True)
 class Duel:
-    """A vote with who stood on which side, as `verdict_of` counts them.
+    """One comparison with who stood on which side, as `vote_stats` counts them.
 
     Attributes:
-        left, right: (base model, adapter or None).
+        left, right: (base model or MODEL@ENDPOINT, adapter or None).
         left_length, right_length: of the answers, in characters.
+        category: of the prompt, where a contest's list names one.
     """
 
     conversation_id: int
@@ -69,13 +89,15 @@ class Duel:
     left_length: int
     right_length: int
     user: str
+    category: str = ""
 
 
 def rounds_of(conversation: Conversation) -> list[Round]:
-    """The questions that both columns have answered, oldest first.
+    """The questions that all columns have answered, oldest first.
 
-    Answers that broke off are none, nor are those that were stopped before a word.
+    Answers that broke off are none, nor are those that were stopped before a word, or that nobody spoke.
     """
+    number = len(speakers_of(conversation))
     found: list[Round] = []
     for place, turn in enumerate(conversation.turns):
         if turn.role != "user":
@@ -85,188 +107,250 @@ def rounds_of(conversation: Conversation) -> list[Round]:
             for other in conversation.turns
             if other.role == "assistant" and other.position == turn.position + 1 and _is_whole(other)
         }
-        if answers.keys() >= {0, 1}:
-            found.append(Round(conversation.turns[: place + 1], answers[0], answers[1]))
+        if answers.keys() >= set(range(number)):
+            said = tuple(answers[side] for side in range(number))
+            found.append(Round(conversation.turns[: place + 1], said, turn.settings or conversation.settings))
     return found
 
 
 def _is_whole(answer: Turn) -> bool:
-    return answer.finish != "failed" and bool(answer.finish == "stop" or text_of(answer.content).strip())
+    if answer.finish in ("failed", GIVEN):
+        return False
+    return bool(answer.finish == "stop" or text_of(answer.content).strip())
 
 
-def votes_of(db: Database, conversation_id: int, user: str) -> dict[int, Vote]:
-    """A person's votes in a conversation, by the left answer's turn."""
-    return {
-        row["left_turn_id"]: Vote(**row)
-        for row in rows(
-            db,
-            "SELECT v.* FROM votes v JOIN turns t ON t.id = v.left_turn_id"
-            " WHERE t.conversation_id = ? AND v.user = ?",
-            [conversation_id, user],
-        )
-    }
+def last_round(conversation: Conversation) -> Round | None:
+    """The round that is voted on: the last one, in a contest the one of its last question.
+
+    None while a newer question waits for its answers: what it brings is what the next vote will be on.
+    """
+    found = rounds_of(conversation)
+    if conversation.contest_id is not None:
+        position = conversation.settings.get("last_answer")
+        return next((one for one in found if one.answers[0].position == position), None)
+    if not found or found[-1].answers[0].position != conversation.turns[-1].position:
+        return None
+    return found[-1]
 
 
-def get_vote(db: Database, vote_id: int, user: str) -> Vote:
-    """Raises NotFound where there is none of this person's."""
-    found = one(db, "SELECT * FROM votes WHERE id = ? AND user = ?", [vote_id, user])
-    if found is None:
-        raise NotFound(f"There is no vote {vote_id} of yours (any more); vote again.")
-    return Vote(**found)
+def has_voted(db: Database, conversation: Conversation, user: str) -> bool:
+    """Whether a person has voted in a conversation; in a contest's, on the round that is the contest's."""
+    voted = votes_of(db, conversation.id, user)
+    if conversation.contest_id is None:
+        return bool(voted)
+    found = last_round(conversation)
+    return found is not None and found.first in voted
 
 
-def cast_vote(
-    db: Database, user: str, conversation_id: int, left_turn_id: int, verdict: str, note: str = ""
-) -> Vote:
-    """Vote on one round, or change one's vote; undoable.
+def round_at(db: Database, user: str, conversation_id: int, first_turn_id: int) -> Round:
+    """The round whose first answer is this turn.
 
     Raises:
-        UserError: there is no such verdict.
-        NotFound: there is no such conversation of this person, or no such round in it.
-        Conflict: a pair was made of the vote already; it is undone or changed on Pairs.
+        NotFound: there is no such conversation that this person may see, or no such round in it (any more).
     """
-    if verdict not in VERDICTS:
-        raise UserError(f"verdict = {verdict!r}: use one of {', '.join(VERDICTS)}.")
-    with immediate(db):  # a pair that is made of it meanwhile would say another thing than the vote
-        return _cast_vote(db, user, conversation_id, left_turn_id, verdict, note)
-
-
-def _cast_vote(db: Database, user: str, conversation_id: int, left_turn_id: int, verdict: str, note: str) -> Vote:
-    found = _round(db, user, conversation_id, left_turn_id)
-    known = votes_of(db, conversation_id, user).get(left_turn_id)
-    if known and known.pair_id is not None and known.verdict != verdict:
-        raise Conflict(
-            f"Pair {known.pair_id} was made of this vote; flip or reject it on Pairs, or undo it first."
-        )
-    values = {"verdict": verdict, "note": note.strip()}
-    label = f"vote: {verdict} in conversation {conversation_id}"
-    with history.action(db, user, label) as change:
-        if known:
-            change.update("votes", {"id": known.id}, values)
-            vote_id = known.id
-        else:
-            turns = {"left_turn_id": found.left.id, "right_turn_id": found.right.id}
-            vote_id = change.insert("votes", {**turns, **values, "user": user, "created_at": now()})
-    return get_vote(db, vote_id, user)
-
-
-def make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int) -> Pair:
-    """Make an accepted pair of a vote: the answers become candidates of a sample, the conversation its prompt.
-
-    After the first turn the columns have histories of their own: the prompt is what the chosen one had seen. One
-    undo takes candidates, pair and the vote's mark back; the sample stays.
-
-    Raises:
-        NotFound: there is no vote on this round.
-        UserError: the vote prefers neither, or there is nothing to learn from the answers.
-        Conflict: there is a pair of it already.
-    """
-    with immediate(db):  # two clicks make one pair
-        return _make_pair(db, user, conversation_id, left_turn_id)
-
-
-def _make_pair(db: Database, user: str, conversation_id: int, left_turn_id: int) -> Pair:
-    found = _round(db, user, conversation_id, left_turn_id)
-    vote = votes_of(db, conversation_id, user).get(left_turn_id)
-    if vote is None:
-        raise NotFound("There is no vote on these answers yet; vote first.")
-    if vote.pair_id is not None:
-        raise Conflict(f"Pair {vote.pair_id} was made of this vote already; see it on Pairs.")
-    if vote.verdict not in ("left", "right"):
-        raise UserError(f"The vote says {vote.verdict!r}: a pair needs one answer that is better than the other.")
-    chosen, rejected = (found.left, found.right) if vote.verdict == "left" else (found.right, found.left)
-    if chosen.finish == "stopped":
-        raise UserError("The better answer was stopped before its end, and would be learned so: no pair made.")
-    texts = [text_of(turn.content) for turn in (chosen, rejected)]
-    if not all(text.strip() for text in texts) or texts[0].strip() == texts[1].strip():
-        raise UserError("An empty answer, or two that are the same, teach nothing: no pair was made.")
-    messages = prompt_of(found.before, chosen.column_number or 0)
-    with history.action(db, user, f"pair of a vote in conversation {conversation_id}") as change:
-        sample_id = _sample(db, messages)
-        ids = [_candidate(change, sample_id, turn) for turn in (chosen, rejected)]
-        pair_id = change.insert(
-            "pairs",
-            {
-                "sample_id": sample_id,
-                "chosen_id": ids[0],
-                "rejected_id": ids[1],
-                "origin": "vote",
-                "status": "accepted",
-                "user": user,
-                "created_at": now(),
-            },
-        )
-        change.update("votes", {"id": vote.id}, {"pair_id": pair_id})
-    return get_pair(db, pair_id)
-
-
-def duels(db: Database) -> list[Duel]:
-    """All votes between two different speakers, oldest first."""
-    found = rows(
-        db,
-        """SELECT l.conversation_id, l.model AS left_model, l.adapter_id AS left_adapter, l.content AS left_said,
-                  r.model AS right_model, r.adapter_id AS right_adapter, r.content AS right_said, v.verdict, v.user
-           FROM votes v JOIN turns l ON l.id = v.left_turn_id JOIN turns r ON r.id = v.right_turn_id
-           WHERE l.model IS NOT r.model OR l.adapter_id IS NOT r.adapter_id ORDER BY v.id""",
-    )
-    return [
-        Duel(
-            conversation_id=row["conversation_id"],
-            left=(row["left_model"], row["left_adapter"]),
-            right=(row["right_model"], row["right_adapter"]),
-            verdict=row["verdict"],
-            left_length=len(text_of(json.loads(row["left_said"]))),
-            right_length=len(text_of(json.loads(row["right_said"]))),
-            user=row["user"],
-        )
-        for row in found
-    ]
-
-
-def prompt_of(turns: Sequence[Turn], column: int) -> list[Message]:
-    """The messages that a column had seen when it answered the last of these turns.
-
-    A question that it had not answered is put together with the next one, as it was sent.
-    """
-    messages: list[Message] = []
-    for turn in turns:
-        if turn.role == "assistant" and (turn.column_number != column or not text_of(turn.content)):
-            continue
-        if messages and messages[-1]["role"] == turn.role:
-            messages[-1] = {**messages[-1], "content": [*messages[-1]["content"], *turn.content]}
-        else:
-            messages.append({"role": turn.role, "content": list(turn.content)})
-    return messages
-
-
-def _round(db: Database, user: str, conversation_id: int, left_turn_id: int) -> Round:
     for found in rounds_of(get_conversation(db, conversation_id, user)):
-        if found.left.id == left_turn_id:
+        if found.first == first_turn_id:
             return found
     raise NotFound("These answers are not there any more; open the conversation again.")
 
 
-def _sample(db: Database, messages: list[Message]) -> int:
-    """The sample with these messages: the same prompt is the same sample, whoever asked it."""
-    name = hashlib.sha256(json.dumps(messages, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
-    made = add_sample(db, SOURCE, name, messages)
-    if made is not None:
-        return made
-    known = one(db, "SELECT id FROM samples WHERE source = ? AND source_id = ?", [SOURCE, name])
-    assert known is not None
-    return int(known["id"])
-
-
-def _candidate(change: history.Recorder, sample_id: int, turn: Turn) -> int:
-    return change.insert(
-        "candidates",
-        {
-            "sample_id": sample_id,
-            "text": text_of(turn.content),
-            "model": turn.model,
-            "adapter_id": turn.adapter_id,
-            "settings": json.dumps({"chat_turn": turn.id}),
-            "finish": turn.finish,
-            "created_at": now(),
-        },
+def votes_of(db: Database, conversation_id: int, user: str) -> dict[int, Vote]:
+    """A person's votes in a conversation, by the first answer's turn of each round."""
+    compared: dict[int, list[dict[str, Any]]] = {}
+    for row in comparisons_of(db, conversation_id, user):
+        compared.setdefault(row["position"], []).append(row)
+    if not compared:
+        return {}
+    places = list(compared)
+    columns = rows(
+        db,
+        f"""SELECT position, min(CASE column_number WHEN 0 THEN id END) AS first, count(*) AS number FROM turns
+            WHERE conversation_id = ? AND role = 'assistant' AND position IN ({marks(places)})
+            GROUP BY position""",
+        [conversation_id, *places],
     )
+    return {row["first"]: _vote(row["first"], row["number"], compared[row["position"]]) for row in columns}
+
+
+def _vote(first: int, number: int, compared: list[dict[str, Any]]) -> Vote:
+    one = compared[0]
+    best = one["verdict"]
+    if best not in NEITHER:
+        best = sides(number)[one["left_column"] if best == "left" else one["right_column"]]
+    pair_ids = tuple(row["pair_id"] for row in compared if row["pair_id"] is not None)
+    return Vote(first, best, one["note"], one["user"], pair_ids, one["created_at"])
+
+
+def comparisons_of(db: Database, conversation_id: int, user: str) -> list[dict[str, Any]]:
+    """The rows of a person's votes in a conversation, with the places of the answers."""
+    return rows(
+        db,
+        """SELECT v.*, l.position, l.column_number AS left_column, r.column_number AS right_column
+           FROM votes v JOIN turns l ON l.id = v.left_turn_id JOIN turns r ON r.id = v.right_turn_id
+           WHERE l.conversation_id = ? AND v.user = ? ORDER BY v.id""",
+        [conversation_id, user],
+    )
+
+
+def cast_vote(
+    db: Database,
+    user: str,
+    conversation_id: int,
+    first_turn_id: int,
+    best: str,
+    note: str = "",
+    scores: Scores | None = None,
+) -> Vote:
+    """Vote on one round, or change one's vote; one undoable action.
+
+    Args:
+        scores: values of metrics for the round's answers, set together with the vote.
+
+    Raises:
+        UserError: there is no such verdict, or a score is none.
+        NotFound: there is no such conversation for this person, or no such round in it.
+        Conflict: a pair was made of the vote already; it is undone or changed on Pairs.
+    """
+    with immediate(db):  # a pair that is made of it meanwhile would say another thing than the vote
+        found = round_at(db, user, conversation_id, first_turn_id)
+        wanted = _comparisons(found, best)
+        check_scores(found, scores or {})
+        known = {
+            (row["left_turn_id"], row["right_turn_id"]): row
+            for row in comparisons_of(db, conversation_id, user)
+            if row["position"] == found.answers[0].position
+        }
+        for turns, row in known.items():
+            if row["pair_id"] is not None and wanted.get(turns) != row["verdict"]:
+                raise Conflict(
+                    f"Pair {row['pair_id']} was made of this vote; flip or reject it on Pairs, or undo it first."
+                )
+        said = {turns: (row["verdict"], row["note"]) for turns, row in known.items()}
+        fresh = _changed(db, user, found, scores or {})
+        if not fresh and said == {turns: (verdict, note.strip()) for turns, verdict in wanted.items()}:
+            return votes_of(db, conversation_id, user)[first_turn_id]  # an undo that changes nothing helps nobody
+        with history.action(db, user, f"vote: {best} in conversation {conversation_id}") as change:
+            for turns, row in known.items():
+                if turns not in wanted:
+                    change.delete("votes", {"id": row["id"]})
+            for turns, verdict in wanted.items():
+                values = {"verdict": verdict, "note": note.strip()}
+                if turns in known:
+                    change.update("votes", {"id": known[turns]["id"]}, values)
+                else:
+                    named = {"left_turn_id": turns[0], "right_turn_id": turns[1], "user": user}
+                    change.insert("votes", {**named, **values, "created_at": now()})
+            _write_scores(change, user, fresh)
+        return votes_of(db, conversation_id, user)[first_turn_id]
+
+
+def _comparisons(found: Round, best: str) -> dict[tuple[int, int], str]:
+    """{(left turn, right turn): verdict}: the best against each other one, or all as equals."""
+    if best not in (*found.sides, *NEITHER):
+        raise UserError(f"verdict = {best!r}: use one of {', '.join((*found.sides, *NEITHER))}.")
+    ids = [turn.id for turn in found.answers]
+    if best in NEITHER:
+        return dict.fromkeys(combinations(ids, 2), best)
+    winner = ids[found.sides.index(best)]
+    return {
+        (one, two): "left" if winner == one else "right"
+        for one, two in combinations(ids, 2)
+        if winner in (one, two)
+    }
+
+
+def check_scores(found: Round, scores: Scores) -> None:
+    """Raise UserError where a score is of another answer, of no metric, or no whole number from 0 to 4."""
+    ids = {turn.id for turn in found.answers}
+    for turn_id, values in scores.items():
+        if turn_id not in ids:
+            raise UserError(f"scores of answer {turn_id}: it is not one of those that are voted on.")
+        for metric, value in values.items():
+            if metric not in METRICS:
+                raise UserError(f"Unknown metric {metric!r}; use one of {', '.join(METRICS)}.")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and LOWEST <= value <= HIGHEST):
+                raise UserError(f"{metric} = {value!r}: give a whole number from {LOWEST} to {HIGHEST}.")
+
+
+def set_turn_scores(
+    db: Database, user: str, conversation_id: int, first_turn_id: int, scores: Scores
+) -> dict[int, dict[str, int]]:
+    """Set or clear metrics of a round's answers, without a vote; undoable. Returns all of the round's.
+
+    Raises:
+        UserError, NotFound: as `cast_vote`.
+    """
+    with immediate(db):
+        found = round_at(db, user, conversation_id, first_turn_id)
+        check_scores(found, scores)
+        fresh = _changed(db, user, found, scores)
+        if fresh:
+            with history.action(db, user, f"scores of answers in conversation {conversation_id}") as change:
+                _write_scores(change, user, fresh)
+        return turn_scores(db, user, [turn.id for turn in found.answers])
+
+
+def _changed(db: Database, user: str, found: Round, scores: Scores) -> Scores:
+    """Those of the scores that differ from what is stored."""
+    known = turn_scores(db, user, [turn.id for turn in found.answers])
+    return {
+        turn_id: changed
+        for turn_id, values in scores.items()
+        if (changed := {name: value for name, value in values.items() if known[turn_id].get(name) != value})
+    }
+
+
+def _write_scores(change: history.Recorder, user: str, scores: Scores) -> None:
+    for turn_id, values in scores.items():
+        for metric, value in values.items():
+            key = {"turn_id": turn_id, "user": user, "metric": metric}
+            if value is None:
+                change.delete("turn_scores", key)
+            else:
+                change.upsert("turn_scores", key, {"value": value})
+
+
+def turn_scores(db: Database, user: str, turn_ids: list[int]) -> dict[int, dict[str, int]]:
+    """A person's metrics for each of these answers; {} for one without any."""
+    found: dict[int, dict[str, int]] = {turn_id: {} for turn_id in turn_ids}
+    for row in rows(
+        db,
+        f"SELECT turn_id, metric, value FROM turn_scores WHERE user = ? AND turn_id IN ({marks(turn_ids)})",
+        [user, *turn_ids],
+    ):
+        found[row["turn_id"]][row["metric"]] = row["value"]
+    return {turn_id: {name: known[name] for name in METRICS if name in known} for turn_id, known in found.items()}
+
+
+# What the owner of a contest goes on to say in Chat is no part of it.
+_OF_CONTEST = "AND c.contest_id = ? AND l.position = c.settings ->> 'last_answer'"
+
+
+def duels(db: Database, contest_id: int | None = None) -> list[Duel]:
+    """All comparisons between two different speakers, oldest first; of one contest, where one is named."""
+    found = rows(
+        db,
+        f"""SELECT l.conversation_id, l.model AS left_model, l.adapter_id AS left_adapter, l.content AS left_said,
+                  r.model AS right_model, r.adapter_id AS right_adapter, r.content AS right_said,
+                  v.verdict, v.user,
+                  coalesce(c.settings ->> 'category', '') AS category
+           FROM votes v JOIN turns l ON l.id = v.left_turn_id JOIN turns r ON r.id = v.right_turn_id
+           JOIN conversations c ON c.id = l.conversation_id
+           WHERE (l.model IS NOT r.model OR l.adapter_id IS NOT r.adapter_id)
+             {"" if contest_id is None else _OF_CONTEST} ORDER BY v.id""",
+        [] if contest_id is None else [contest_id],
+    )
+    return [
+        Duel(
+            conversation_id=row["conversation_id"],
+            left=(row["left_model"] or "", row["left_adapter"]),
+            right=(row["right_model"] or "", row["right_adapter"]),
+            verdict=row["verdict"],
+            left_length=len(text_of(json.loads(row["left_said"]))),
+            right_length=len(text_of(json.loads(row["right_said"]))),
+            user=row["user"],
+            category=row["category"],
+        )
+        for row in found
+    ]

@@ -1,0 +1,1 @@
+"""Frozen data sets as files that other tools read, and our own form of them back into a database."""
