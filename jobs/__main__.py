@@ -14,11 +14,12 @@ from jobs import disk_commands, doctor, queue, steering, sweeps
 from jobs.command_line import AfterOption, AsJson, Data, PriorityOption, RetriesOption, echo, opened, read_priority
 from jobs.configs import KINDS, TRAININGS
 from jobs.settings import local_user
+from jobs.standby import differs, ensure_supervisor
 from jobs.steering_commands import commands, state_of
 from jobs.supervisor import supervise as run_supervisor
 from storage import jobs as store
 from storage.database import session
-from storage.errors import PlumbError, UserError
+from storage.errors import Conflict, PlumbError, UserError
 from storage.lifecycle import JobStatus
 
 app = typer.Typer(help="Queue, watch and stop Plumb's jobs.", no_args_is_help=True, add_completion=False)
@@ -28,7 +29,7 @@ disk_commands.add_to(app)
 doctor.add_to(app)
 
 
-@app.command()
+@app.command(help=f"Check, freeze and queue a job of one of these kinds: {', '.join(KINDS)}.")
 def submit(
     file: Annotated[Path, typer.Argument(help='JSON: {"kind": "dpo", "config": {…}}; - for standard input')],
     priority: PriorityOption = "normal",
@@ -91,6 +92,8 @@ def list_(data: Data = None, as_json: AsJson = False) -> None:
         print(f"{job.id:>6}  {job.kind:<10} {job.status:<9} {share:<20} {told}")
     if held is not None:
         print(f"The queue is held by {held.user}; `python -m jobs release` lets it go on.")
+    if other := differs(settings):
+        print(other)
     if not jobs:
         print("There are no jobs yet; see `python -m jobs submit --help`.")
 
@@ -119,9 +122,19 @@ def show(job_id: int, data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def supervise(data: Data = None) -> None:
+def supervise(
+    data: Data = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="let the one at work hand over to one with this shell's settings")
+    ] = False,
+) -> None:
     """Run the queue; leaves when there has been nothing to do for a while."""
     settings = opened(data)
+    if anew:
+        if not ensure_supervisor(settings, fresh=True):
+            raise Conflict("The supervisor at work is busy and has not handed over; try again in a moment.")
+        print(f"A supervisor is at work with {', '.join(settings.devices)}.")
+        return
     if not run_supervisor(settings):
         print("Another supervisor is at work on this data folder.")
 

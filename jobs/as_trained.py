@@ -12,7 +12,15 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from jobs.configs import GenerateConfig, JobConfig, MergeConfig, ModelConfig, ServeConfig, TrainConfig
+from jobs.configs import (
+    ContestConfig,
+    GenerateConfig,
+    JobConfig,
+    MergeConfig,
+    ModelConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from jobs.merged import method_of
 from jobs.steerlm import METHOD
 from storage.adapters import get_adapter
@@ -62,6 +70,8 @@ def adapters_of(config: JobConfig) -> tuple[int, ...]:
     match config:
         case ServeConfig():
             return config.adapters
+        case ContestConfig():
+            return config.adapters_asked
         case MergeConfig():
             return (config.adapter,)
         case GenerateConfig():

@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,9 +31,11 @@ from storage import recycling
 from storage.database import immediate
 from storage.errors import Conflict, UserError
 from storage.folder import DataFolder
+from storage.inspection import is_gone, refuse_without_runs
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Job
 from storage.settings import get_setting, put_setting
+from storage.units import in_words
 
 #: For how many days a deleted run can be restored; the setting that says otherwise.
 KEEP_DAYS = 7
@@ -41,6 +43,21 @@ DAYS = "bin_days"
 MOST_DAYS = 3650
 
 _GONE = ".gone"
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What has gone for good.
+
+    Attributes:
+        jobs: whose run folders are gone.
+        bytes: that are free now.
+        left: what could not be removed, each with its reason; it is tried again in an hour.
+    """
+
+    jobs: tuple[int, ...] = ()
+    bytes: int = 0
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,13 +92,15 @@ def delete_run(db: Database, settings: Settings, job_id: int, user: str) -> Job:
     Raises:
         NotFound: there is no such job.
         Conflict: it has not ended, its worker has not left, another job waits for it, or it is deleted already.
-        UserError: the folder cannot be moved, or the disk is too full to note it.
+        UserError: the folder cannot be moved, or the disk is too full to note it, or runs/ is not mounted.
     """
     folder = settings.folder
     with _moving(db) as moves:
         job = store.get_job(db, job_id)
         _refuse_to_delete(db, job)
         there = folder.run(job_id).is_dir()
+        if not there:
+            refuse_without_runs(folder)
         job = recycling.mark_deleted(db, job_id, user, purged=not there)
         if there:
             moves.append(_move(folder.run(job_id), _vacant(folder.binned(job_id))))
@@ -110,7 +129,7 @@ def restore_run(db: Database, settings: Settings, job_id: int) -> Job:
     Raises:
         NotFound: there is no such job.
         Conflict: it is not deleted, or its folder has gone from the bin.
-        UserError: the folder cannot be moved, or the disk is too full to note it.
+        UserError: the folder cannot be moved, or the disk is too full to note it, or runs/ is not mounted.
     """
     folder = settings.folder
     place, binned = folder.run(job_id), folder.binned(job_id)
@@ -118,12 +137,15 @@ def restore_run(db: Database, settings: Settings, job_id: int) -> Job:
         job = store.get_job(db, job_id)
         if job.deleted_at is None and not binned.is_dir():
             raise Conflict(f"Job {job_id} is not deleted; there is nothing to restore.")
-        if job.purged_at is not None or not (binned.is_dir() or place.is_dir()):
+        if is_gone(folder, job_id):
+            if job.purged_at is None:
+                refuse_without_runs(folder)
             raise Conflict(f"The run folder of job {job_id} has gone from the bin for good; run the job again.")
         if binned.is_dir():
             if place.exists():
                 raise Conflict(f"{place} is there already; move it away, then restore job {job_id}.")
             moves.append(_move(binned, place))
+        recycling.mark_found(db, job_id)
         job = recycling.mark_restored(db, job_id)
     disk.forget(folder)
     return job
@@ -161,36 +183,62 @@ def delete_runs(
     return Deleted(tuple(gone), freed, tuple(kept))
 
 
-def purge(db: Database, settings: Settings, before: datetime | None = None) -> list[int]:
+def purge(db: Database, settings: Settings, before: datetime | None = None) -> Purged:
     """Remove the run folders for good that were deleted before a moment (None: all); their jobs' rows stay.
 
-    The files go first: it works on a full disk.
+    The files go first: it works on a full disk. A folder that cannot be moved or removed keeps no other from it.
 
-    Returns:
-        the jobs whose folders are gone.
+    Raises:
+        UserError: runs/ is not mounted.
     """
     folder = settings.folder
     gone: list[int] = []
-    for job in recycling.deleted_jobs(db, None if before is None else _moment(before)):
+    left: list[str] = []
+    freed = 0
+    binned = recycling.deleted_jobs(db, None if before is None else _moment(before))
+    if binned:
+        refuse_without_runs(folder)
+    for job in binned:
         with immediate(db):  # nobody restores it meanwhile
             now = store.get_job(db, job.id)
             if now.deleted_at != job.deleted_at or now.purged_at is not None:
                 continue
+            target = None
             if folder.binned(job.id).is_dir():
-                _move(folder.binned(job.id), folder.bin / f"{folder.binned(job.id).name}{_GONE}")
+                try:
+                    target = _move(folder.binned(job.id), _doomed(folder, job.id))[1]
+                except UserError as error:
+                    left.append(str(error))
+                    continue
             elif folder.run(job.id).is_dir():
                 continue  # `recover` moves it first
-        _remove_gone(folder)
+        removed, why = (0, "") if target is None else _remove(target)
+        freed += removed
+        if why:
+            left.append(why)
+        else:
+            gone.append(job.id)
         _mark_purged(db, job.id)
-        gone.append(job.id)
+    rest = _remove_gone(folder)
     disk.forget(folder)
-    return gone
+    told = dict.fromkeys([*left, *rest.left])  # what has just been refused is refused again
+    return Purged(tuple(gone), freed + rest.bytes, tuple(told))
 
 
-def purge_old(db: Database, settings: Settings) -> list[int]:
-    """Put right what a crash left at odds, and remove what has lain in the bin for `bin_days`."""
-    recover(db, settings)
-    return purge(db, settings, datetime.now(UTC) - timedelta(days=get_days(db)))
+def purge_old(db: Database, settings: Settings) -> Purged:
+    """As `purge_all`, of what has lain in the bin for `bin_days`."""
+    return purge_all(db, settings, datetime.now(UTC) - timedelta(days=get_days(db)))
+
+
+def purge_all(db: Database, settings: Settings, before: datetime | None = None) -> Purged:
+    """Put right what a crash left at odds, then `purge`; what cannot be put right is told with what stays."""
+    stuck: list[str] = []
+    try:
+        recover(db, settings)
+    except UserError as error:
+        stuck.append(str(error))
+    done = purge(db, settings, before)
+    return replace(done, left=(*stuck, *done.left))
 
 
 def recover(db: Database, settings: Settings) -> list[int]:
@@ -198,30 +246,43 @@ def recover(db: Database, settings: Settings) -> list[int]:
 
     They are at odds where a process, or the machine, died between a rename and its commit. A folder of which the
     database knows nothing is left alone: it may be somebody's work.
+
+    Raises:
+        UserError: runs/ is not mounted, so that nobody knows what is gone; or folders cannot be moved, each with
+            its reason. The others are moved all the same.
     """
     folder = settings.folder
     moved: list[int] = []
+    stuck: list[str] = []
+
+    def put(job_id: int, source: Path, target: Path) -> None:
+        try:
+            _move(source, target)
+            moved.append(job_id)
+        except UserError as error:
+            stuck.append(str(error))
+
     with immediate(db):
         for job in recycling.deleted_jobs(db):
             if folder.binned(job.id).is_dir():
                 continue
             if folder.run(job.id).is_dir():
-                _move(folder.run(job.id), folder.binned(job.id))
-                moved.append(job.id)
+                put(job.id, folder.run(job.id), folder.binned(job.id))
             else:
+                refuse_without_runs(folder)
                 recycling.mark_purged(db, job.id)  # it died while it purged
         for path in _entries(folder):
             if not path.name.isdigit() or not recycling.is_there(db, int(path.name)):
                 continue
             job = store.get_job(db, int(path.name))
             if job.deleted_at is None and not folder.run(job.id).exists():
-                _move(path, folder.run(job.id))
-                moved.append(job.id)
-            elif job.purged_at is not None:
-                _move(path, path.with_name(f"{path.name}{_GONE}"))
-    _remove_gone(folder)
+                put(job.id, path, folder.run(job.id))
+            elif job.deleted_at is not None and job.purged_at is not None:
+                recycling.mark_found(db, job.id)  # its disk was not mounted when it was taken for gone
     if moved:
         disk.forget(folder)
+    if stuck:
+        raise UserError(" ".join(stuck))
     return moved
 
 
@@ -270,10 +331,40 @@ def _entries(folder: DataFolder) -> list[Path]:
         return []
 
 
-def _remove_gone(folder: DataFolder) -> None:
+def _doomed(folder: DataFolder, job_id: int) -> Path:
+    """The name under which a run folder is removed; another one where that still holds what could not be."""
+    name = folder.binned(job_id).name
+    path = folder.bin / f"{name}{_GONE}"
+    return folder.bin / f"{name}.{secrets.token_hex(4)}{_GONE}" if path.exists() else path
+
+
+def _remove_gone(folder: DataFolder) -> Purged:
+    """Remove what earlier attempts have left; each by itself."""
+    freed, left = 0, []
     for path in _entries(folder):
         if path.name.endswith(_GONE):
-            shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is tried again in an hour
+            removed, why = _remove(path)
+            freed += removed
+            if why:
+                left.append(why)
+    return Purged((), freed, tuple(left))
+
+
+def _remove(path: Path) -> tuple[int, str]:
+    """(bytes that are free now, why something of it stays)."""
+    before = disk.own_bytes(path)
+    why: list[str] = []
+
+    def refused(_: object, where: str, error: tuple[object, BaseException, object]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            why.append(f"{Path(where).name}: {getattr(error[1], 'strerror', None) or error[1]}")
+
+    shutil.rmtree(path, onerror=refused)
+    if not path.exists():
+        return before, ""
+    after = disk.own_bytes(path)
+    reason = f" ({why[0]})" if why else ""
+    return max(0, before - after), f"{in_words(after)} in {path} cannot be removed{reason}; see to its rights."
 
 
 def _mark_purged(db: Database, job_id: int) -> None:

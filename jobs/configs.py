@@ -1,6 +1,6 @@
 """One configuration model a job kind; torch-free, so that a bad value dies before a device is claimed.
 
-What all have is in config_base.py, the trainings are in config_training.py.
+What all have is in config_base.py, the trainings are in config_training.py, contests in config_contest.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from jobs.config_base import JobConfig, ModelConfig, Selection
+from jobs.config_contest import ContestConfig
 from jobs.config_training import (
     TRAINING_PRESETS,
     DpoConfig,
@@ -20,6 +21,7 @@ from jobs.config_training import (
 )
 from jobs.models import check_revision
 from storage.errors import UserError
+from storage.speakers import Speaker
 
 __all__ = [
     "KINDS",
@@ -27,6 +29,7 @@ __all__ = [
     "TRAININGS",
     "CallConfig",
     "ChecklistConfig",
+    "ContestConfig",
     "DownloadConfig",
     "DpoConfig",
     "GenerateConfig",
@@ -53,6 +56,12 @@ class GenerateConfig(ModelConfig):
     resumable: ClassVar[bool] = True
 
     adapter: int | None = Field(None, title="Adapter", description="id of an adapter; empty: the base")
+    outside: str = Field(
+        "",
+        max_length=240,
+        title="Outside model",
+        description="MODEL@ENDPOINT: asked in place of base and adapter, and needs no device; empty: none",
+    )
     samples: Selection = Field(Selection(), title="Samples")
     candidates: int = Field(4, ge=1, le=26, title="Candidates a sample", description="the paper draws 4")
     temperature: float = Field(
@@ -66,6 +75,27 @@ class GenerateConfig(ModelConfig):
     batch_size: int = Field(
         8, ge=1, le=256, title="Samples a batch", description="each brings its candidates: 8 × 4 = 32 rows"
     )
+
+    @property
+    def device_kind(self) -> Literal["device", "network"]:  # type: ignore[override]
+        """An outside model takes a network slot."""
+        return "network" if self.outside else "device"
+
+    @field_validator("outside")
+    @classmethod
+    def _spelt_as_one(cls, value: str) -> str:
+        held = value.strip()
+        if held and Speaker(held).outside is None:
+            raise ValueError("write it as MODEL@ENDPOINT, the model as its endpoint calls it, or leave it empty")
+        return held
+
+    @model_validator(mode="after")
+    def _one_speaker(self) -> GenerateConfig:
+        if self.outside and self.adapter is not None:
+            raise ValueError(
+                f"adapter = {self.adapter} and outside = {self.outside!r} both say who answers; leave one empty"
+            )
+        return self
 
     @model_validator(mode="after")
     def _greedy_gives_one(self) -> GenerateConfig:
@@ -233,6 +263,7 @@ _ALL: tuple[type[JobConfig], ...] = (
     JudgeConfig,
     *TRAININGS,
     ServeConfig,
+    ContestConfig,
     MergeConfig,
     PushConfig,
     DownloadConfig,

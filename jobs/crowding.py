@@ -8,6 +8,7 @@ the device in the job. Where nobody can tell whose processes they are, in a cont
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Mapping
 
@@ -24,6 +25,8 @@ from storage.settings import get_setting, put_setting
 
 #: The setting by which the supervisor tells the pages: {slot: how much of it others hold}.
 CROWDED = "crowded_devices"
+#: The same of jobs whose run folders cannot be read: {job: reason}.
+UNREADABLE = "unreadable_jobs"
 LOOK_SECONDS = 10.0  # a job that waits for a night shall not wake the driver twice a second
 
 
@@ -69,3 +72,16 @@ def waits(db: Database, job: Job) -> str:
     if not crowded:
         return ""
     return f"other people's processes fill {', '.join(f'{slot} ({share})' for slot, share in crowded.items())}"
+
+
+def note_unreadable(db: Database, found: Mapping[int, str]) -> None:
+    """Tell the pages of which jobs nobody can tell just now what they want, each with the reason."""
+    told = {str(job_id): reason for job_id, reason in found.items()}
+    if told != get_setting(db, UNREADABLE, {}):
+        with contextlib.suppress(PlumbError, sqlite3.Error):  # the next pass tells it
+            put_setting(db, UNREADABLE, told or None)
+
+
+def unreadable(db: Database, job: Job) -> str:
+    """Why nobody can tell what a queued job wants, in words; "" where it is known."""
+    return str(get_setting(db, UNREADABLE, {}).get(str(job.id), ""))

@@ -19,7 +19,7 @@ from jobs import disk_guard
 from jobs.checks import Check
 from jobs.processes import find_process
 from jobs.settings import Settings
-from jobs.standby import lock_of
+from jobs.standby import differs, lock_of
 from storage import jobs as store
 from storage.condition import Condition, examine
 from storage.database import session
@@ -226,6 +226,10 @@ def supervisor(settings: Settings) -> Iterator[Check]:
             f"its lock is held by a process that cannot be seen from here; {jobs}",
             "another machine or container may use this data folder: let only one of them run jobs in it",
         )
+    elif other := differs(settings):
+        text, _, remedy = other.partition(". ")
+        remedy = f"{remedy[:1].lower()}{remedy[1:-1]}"
+        yield Check("Supervisor", "warning", f"{text[:1].lower()}{text[1:]}", remedy)
     else:
         yield Check("Supervisor", "ok", f"{who} is at work; {jobs}")
 

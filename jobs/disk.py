@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlite_utils import Database
 
@@ -92,6 +94,19 @@ class Measured:
         return sum(self.parts.values())
 
 
+class RunSizes(NamedTuple):
+    """Bytes of a run folder.
+
+    Attributes:
+        own: what it alone holds: deleting it frees that. Images and adapters that it shares with the data folder
+            by hard links are not in it.
+        whole: the lengths of all its files, shared or not: what its download takes, unpacked.
+    """
+
+    own: int = 0
+    whole: int = 0
+
+
 def usage(folder: DataFolder) -> Usage:
     """What the data folder takes, from a walk that may be some seconds old; free bytes are of now.
 
@@ -136,8 +151,8 @@ def set_budget(db: Database, budget: int | None, user: str) -> None:
 
 _lock = threading.Lock()
 _walked: dict[Path, tuple[float, Measured]] = {}  # root → (until when it holds, what was found)
-_runs: dict[Path, tuple[float, int]] = {}
-_frozen: dict[Path, tuple[float, int]] = {}
+_runs: dict[Path, tuple[float, RunSizes]] = {}
+_frozen: dict[Path, tuple[float, RunSizes]] = {}
 
 
 def measured(folder: DataFolder) -> Measured:
@@ -193,21 +208,24 @@ def measure(folder: DataFolder) -> Measured:
 
 
 def run_bytes(run: RunFolder) -> int:
-    """What a run folder alone holds, in bytes, from some seconds ago: what deleting it frees.
+    """What a run folder alone holds, as `RunSizes.own`."""
+    return run_sizes(run).own
 
-    Images and adapters that it shares with the data folder by hard links are not in it. 0 where it is gone.
-    """
+
+def run_sizes(run: RunFolder) -> RunSizes:
+    """What a run folder takes, from some seconds ago. 0 where it is gone."""
     now = time.monotonic()
-    until, found = _runs.get(run.path, (0.0, 0))
+    until, found = _runs.get(run.path, (0.0, RunSizes()))
     if now < until:
         return found
     data = run.path / "data"
-    frozen_until, frozen = _frozen.get(run.path, (0.0, 0))
+    frozen_until, frozen = _frozen.get(run.path, (0.0, RunSizes()))
     if now >= frozen_until:
-        frozen = _own([data])
+        frozen = _sizes([data])
         if (run.path / "job.json").exists():  # the last file of the freezing
             _keep(_frozen, run.path, (now + FROZEN_SECONDS, frozen))
-    found = frozen + _own(path for path in _children(run.path) if path != data)
+    rest = _sizes(path for path in _children(run.path) if path != data)
+    found = RunSizes(frozen.own + rest.own, frozen.whole + rest.whole)
     took = time.monotonic() - now
     _keep(_runs, run.path, (now + max(RUN_SECONDS, KEEP_TIMES * took), found))
     return found
@@ -218,7 +236,12 @@ def folder_bytes(path: Path) -> int:
     return _add([path], set())
 
 
-def _keep(cache: dict[Path, tuple[float, int]], path: Path, value: tuple[float, int]) -> None:
+def own_bytes(path: Path) -> int:
+    """What removing this folder frees: files with other names elsewhere are not in it. Not remembered."""
+    return _sizes([path]).own
+
+
+def _keep(cache: dict[Path, tuple[float, RunSizes]], path: Path, value: tuple[float, RunSizes]) -> None:
     if len(cache) >= _MOST_RUNS:
         cache.clear()
     cache[path] = value
@@ -252,8 +275,9 @@ def _add_runs(paths: Iterable[Path], seen: set[tuple[int, int]], runs: dict[int,
     return total
 
 
-def _own(paths: Iterable[Path]) -> int:
-    return _split(_files(paths))[0]
+def _sizes(paths: Iterable[Path]) -> RunSizes:
+    found = list(_files(paths))
+    return RunSizes(_split(found)[0], sum(one.st_size for one in found if stat.S_ISREG(one.st_mode)))
 
 
 def _split(found: Iterable[os.stat_result]) -> tuple[int, dict[tuple[int, int], int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from datetime import timedelta
 from typing import Annotated
 
@@ -135,12 +136,11 @@ def show_bin(
         if days is not None:
             recycling.set_days(db, read_days(days), local_user())
         if empty:
-            recycling.recover(db, settings)
-            before = disk.measure(settings.folder).parts["bin"]
-            gone = recycling.purge(db, settings)
-            freed = before - disk.measure(settings.folder).parts["bin"]
+            done = recycling.purge_all(db, settings)
             if not as_json:
-                print(f"{len(gone)} runs are removed for good; {in_words(freed)} are free")
+                print(f"{len(done.jobs)} runs are removed for good; {in_words(done.bytes)} are free")
+            for text in done.left:
+                print(text, file=sys.stderr)
         jobs, kept = recycling.deleted_runs(db), recycling.get_days(db)
         sizes = disk.measured(settings.folder).binned
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 Event = dict[str, Any]
-CHUNK = 1_000_000  # bytes a transaction at the most, so that a writer beside us waits briefly
+CHUNK = 100_000  # bytes a transaction at the most, so that a writer beside us waits briefly
 LONGEST = 64_000_000  # bytes of one line; a longer one is no event of ours, and is not held in memory
 SHOWN = 200  # bytes of a broken line that are shown
 

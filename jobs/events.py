@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from sqlite_utils import Database
@@ -16,6 +17,7 @@ from storage.attempts import has_answers, has_metric_from
 from storage.candidates import add_generated, known_candidates
 from storage.checklists import add_checklist, checklist_exists
 from storage.checkpoints import add_checkpoint_answers
+from storage.contests import add_contest_answer
 from storage.database import immediate
 from storage.errors import Conflict
 from storage.folder import DataFolder
@@ -24,12 +26,17 @@ from storage.records import Attempt, Job
 from storage.scores import add_judgement, ensure_rater
 from storage.settings import get_setting, put_setting
 
+# Between two batches: SQLite gives its write lock to whoever asks at the right moment, so people whose scores are
+# waiting would hardly ever get it from somebody who takes it again at once.
+BREATH = 0.005  # seconds
+
 _TRAININGS = frozenset(config.kind for config in TRAININGS)
 # What adds a row, and is told once: the worker skips what its run folder holds.
-_RESULTS = frozenset({"candidate", "judgement", "checklist", "adapter"})
+_RESULTS = frozenset({"candidate", "judgement", "checklist", "adapter", "contest_answer"})
 _CALL = ("state", "raw", "reason", "tokens_in", "tokens_out", "cost")
 _JUDGEMENT = (*_CALL, "scores", "points", "checklist_id", "key", "note")
 _CHECKLIST = (*_CALL, "model", "instructions", "items")
+_CONTEST_ANSWER = ("number", "turn", "column", "text", "finish", "prompt", "question")
 
 
 def drain(db: Database, folder: DataFolder, attempt_id: int) -> list[Event]:
@@ -68,6 +75,7 @@ def read_on(db: Database, folder: DataFolder, attempt_id: int) -> Iterator[Batch
                 if not is_kept(folder, run.path / path, sha256):
                     raise Conflict(f"The files of {path} were deleted with another adapter's: they are kept anew.")
         yield batch
+        time.sleep(BREATH)
 
 
 def furthest(job_id: int) -> str:
@@ -138,7 +146,7 @@ def _apply(
                 sample_id=event["sample_id"],
                 number=event["number"],
                 text=event["text"],
-                model=job.config["model"],
+                model=job.config.get("outside") or job.config["model"],
                 adapter_id=job.adapter_id,
                 settings=event.get("settings"),
                 tokens=event.get("tokens"),
@@ -155,6 +163,8 @@ def _apply(
             )
         case "answers":
             add_checkpoint_answers(db, job.id, event["step"], event["answers"])
+        case "contest_answer":
+            add_contest_answer(db, job, **{name: event[name] for name in _CONTEST_ANSWER if name in event})
         case "adapter":
             sha256, size = (kept or {})[event["path"]]
             add_adapter(db, job, event["name"], sha256, size, event["base_model"], event["method"])

@@ -82,5 +82,8 @@ class Housekeeping:
             log(f"job {job_id} is queued again: there is room on the disk")
 
     def _purge(self, db: Database) -> None:
-        for job_id in waste.purge_old(db, self._settings):
+        done = waste.purge_old(db, self._settings)
+        for job_id in done.jobs:
             log(f"the run folder of job {job_id} has gone from the bin")
+        for text in done.left:
+            log(f"the bin: {text}")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jobs.config_base import JobConfig, ModelConfig
@@ -135,16 +135,35 @@ def lacking_weights(folder: Path) -> list[str]:
     """Files of weights that a model's folder should have and hasn't, by its index; empty for a whole one.
 
     Raises:
-        UserError: the index cannot be read.
+        UserError: as `weights_named`.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
         return [] if whole.is_file() else [whole.name]
+    return [name for name in weights_named(index) if not (folder / name).is_file()]
+
+
+def weights_named(index: Path) -> list[str]:
+    """The files of weights that an index names, each once, in order.
+
+    Raises:
+        UserError: it cannot be read; or it names what is no safetensors file (a pickle can run code when it is
+            read), or lies outside of the model's folder.
+    """
     try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        named = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index.name} in {folder.name} cannot be read ({error}); fetch it again.") from error
-    return [name for name in named if not (folder / name).is_file()]
+        where = f"{index.name} in {index.parent.name}"
+        raise UserError(f"{where} cannot be read ({error}); fetch it again.") from error
+    for name in named:
+        path = PurePosixPath(name) if isinstance(name, str) else None
+        if path is None or path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{index.name} in {index.parent.name} names {name!r} among the weights' files, which is no "
+                "safetensors file in that folder. Save the model as safetensors (save_pretrained does), or choose "
+                "another."
+            )
+    return sorted(named)
 
 
 # What a job works with

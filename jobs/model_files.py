@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.hub import snapshot
+from jobs.hub import snapshot, weights_named
 from jobs.models import is_hub_name, location
 from storage.errors import UserError
 
@@ -122,12 +122,12 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor] | None:
     """The headers of `<stem>.safetensors`, or of all its parts; None where one of them is missing.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged; the index names what is no safetensors file.
     """
     files = [folder / f"{stem}.safetensors"]
     index = folder / f"{stem}.safetensors.index.json"
     if not files[0].is_file() and index.is_file():
-        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        files = [folder / name for name in weights_named(index)]
     if not files or not all(file.is_file() for file in files):
         return None
     found: dict[str, Tensor] = {}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.configs import GenerateConfig, JobConfig, MergeConfig, ModelConfig, ServeConfig, TrainConfig
+from jobs.configs import (
+    ContestConfig,
+    GenerateConfig,
+    JobConfig,
+    MergeConfig,
+    ModelConfig,
+    ServeConfig,
+    TrainConfig,
+)
 
 #: How libraries say it that raise a plain RuntimeError; in small letters.
 _WORDS = (
@@ -54,6 +62,11 @@ def remedies(config: JobConfig | None, device: str) -> Iterator[str]:
                     f"set candidates {config.candidates} → {max(1, config.candidates // 2)} "
                     "and run the job again for more"
                 )
+            if config.max_new_tokens > 64:
+                yield f"set max_new_tokens {config.max_new_tokens} → {config.max_new_tokens // 2}"
+        case ContestConfig():
+            if config.batch_size > 1:
+                yield f"set batch_size {config.batch_size} → {max(1, config.batch_size // 2)}"
             if config.max_new_tokens > 64:
                 yield f"set max_new_tokens {config.max_new_tokens} → {config.max_new_tokens // 2}"
         case ServeConfig():

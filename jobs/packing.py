@@ -9,6 +9,7 @@ from sqlite_utils import Database
 from jobs.as_trained import asked_as
 from jobs.configs import (
     ChecklistConfig,
+    ContestConfig,
     DownloadConfig,
     GenerateConfig,
     JobConfig,
@@ -26,6 +27,8 @@ from jobs.judges.identity import Rater, key_of, rater_of
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
 from jobs.merged import method_of
+from jobs.outside import check_outside
+from jobs.packing_contest import pack_contest
 from jobs.packing_training import Freight, adapter_of, images_shown, pack_training, shown_in
 from jobs.push import check_push
 from jobs.rows import Row, checklist_row, generate_row, judge_row
@@ -37,11 +40,13 @@ from storage.candidates import answered_by, candidates_of
 from storage.checklists import latest_checklists
 from storage.datasets import RowKind, dataset_rows, get_dataset
 from storage.errors import UserError
+from storage.finding import SampleFilter, find_samples
 from storage.jobs import list_jobs
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Checklist, Image
-from storage.samples import SampleFilter, find_samples, get_samples
+from storage.samples import get_samples
 from storage.scores import judged_fully, states_by_key
+from storage.speakers import Speaker
 
 
 def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
@@ -52,7 +57,7 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
     """
     match config:
         case GenerateConfig():
-            return _pack_generate(db, config)
+            return _pack_generate(db, settings, config)
         case JudgeConfig():
             return pack_judge(db, settings, config)
         case ChecklistConfig():
@@ -70,16 +75,21 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
         case ServeConfig():
             adapters = tuple(adapter_of(db, adapter_id, config.model) for adapter_id in config.adapters)
             return Freight(rows=[], adapters=adapters)
+        case ContestConfig():
+            ids = [] if config.prompts else _limited(select(db, config.samples), config.samples)
+            return pack_contest(db, settings, config, ids)
     raise UserError(f"There is no way to freeze a job of kind {config.kind!r}.")
 
 
-def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
+def _pack_generate(db: Database, settings: Settings, config: GenerateConfig) -> Freight:
     adapters: tuple[Adapter, ...] = ()
+    if config.outside:
+        check_outside(settings, Speaker(config.outside))
     if config.adapter is not None:
         adapters = (adapter_of(db, config.adapter, config.model),)
     ids = select(db, config.samples)
     if config.samples.only_missing:
-        answered = answered_by(db, config.model, config.adapter)
+        answered = answered_by(db, config.outside or config.model, config.adapter)
         ids = [sample_id for sample_id in ids if sample_id not in answered]
     ids = _limited(ids, config.samples)
     if not ids:
@@ -89,7 +99,7 @@ def _pack_generate(db: Database, config: GenerateConfig) -> Freight:
         )
     samples = get_samples(db, ids)
     images = images_shown(db, [sample.messages for sample in samples])
-    method = asked_as(db, adapters[0]) if adapters else method_of(config.model)
+    method = asked_as(db, adapters[0]) if adapters else "" if config.outside else method_of(config.model)
     return Freight([generate_row(sample, images, method) for sample in samples], images, adapters)
 
 

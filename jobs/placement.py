@@ -47,13 +47,19 @@ def read_accelerate(path: Path) -> AccelerateFile:
         UserError: the file isn't there, or isn't one that `accelerate config` writes.
     """
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        values = yaml.safe_load(text)  # JSON is YAML, too
+        return _parsed(path, path.expanduser().read_bytes())
     except OSError as error:
         raise UserError(
             f"accelerate_config = {str(path)!r} cannot be read ({error.strerror}). Give the whole path of the "
             "file that `accelerate config --config_file FILE` writes."
         ) from error
+
+
+def _parsed(path: Path, raw: bytes) -> AccelerateFile:
+    """Raises UserError: it isn't a file that `accelerate config` writes."""
+    try:
+        text = raw.decode("utf-8")
+        values = yaml.safe_load(text)  # JSON is YAML, too
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"accelerate_config = {str(path)!r} is not YAML: {str(error).splitlines()[0]}. "
@@ -135,7 +141,8 @@ def wanted_by(job: Job, run: RunFolder, devices: Sequence[str]) -> Wanted:
     """The slots that a queued job waits for.
 
     Raises:
-        UserError: this Plumb doesn't have so many.
+        UserError: this Plumb doesn't have so many; or as `processes_here`.
+        OSError: as `processes_here`.
     """
     return wanted(job.device, processes_here(job.config, run), devices)
 
@@ -144,10 +151,20 @@ def processes_here(config: Mapping[str, Any], run: RunFolder) -> int:
     """How many of a job's processes run on this machine.
 
     Raises:
-        UserError: accelerate's configuration in the run folder cannot be read.
+        UserError: accelerate's configuration is missing from the run folder, or isn't one.
+        OSError: it cannot be read just now: its disk is away, or fails. Another time it may.
     """
     processes = int(config.get("processes", 1))
     if processes == 1 or not config.get("accelerate_config"):
         return processes
     file = run.path / "data" / ACCELERATE_FILE
-    return max(1, processes // read_accelerate(file).machines) if file.is_file() else processes
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        if not run.path.is_dir():
+            raise  # the whole folder is away, and may come back
+        raise UserError(
+            f"{ACCELERATE_FILE} is missing from the data of the run folder {run.path}, in which it was frozen. "
+            "Run the job again (`python -m jobs again`), which packs it anew."
+        ) from None
+    return max(1, processes // _parsed(file, raw).machines)

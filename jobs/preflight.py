@@ -6,6 +6,7 @@ Memory is an estimate by the formulas below; only a trial step knows.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from jobs import disk_guard, hub, queue
 from jobs.configs import DpoConfig, TrainConfig, parse_config
 from jobs.disk import get_budget, measured
 from jobs.download import bytes_missing
+from jobs.lora_settings import differences
 from jobs.model_files import (
     ModelFiles,
     Tensor,
@@ -176,6 +178,7 @@ def preflight(db: Database, settings: Settings, kind: str, values: Mapping[str, 
     seconds, seconds_from = time_of(db, config, steps, device)
     copies = config.processes if device == "cpu" else 1
     free_disk = shutil.disk_usage(settings.folder.root).free
+    notes += _idle_settings(settings, config, freight)
     warnings += _memory_warnings(config, memory, copies, free, device)
     warnings += disk_warnings(db, settings, disk, free_disk)
     if rows < config.global_batch:
@@ -264,6 +267,25 @@ def started_from(settings: Settings, freight: Freight) -> dict[str, Tensor] | No
     if not freight.adapters:
         return None
     return read_tensors(settings.folder.adapters / freight.adapters[0].sha256, "adapter_model") or {}
+
+
+def _idle_settings(settings: Settings, config: TrainConfig, freight: Freight) -> list[str]:
+    """That a start from an adapter leaves LoRA's settings as they are there, where the form has others."""
+    if not freight.adapters:
+        return []
+    adapter = freight.adapters[0]
+    try:
+        file = settings.folder.adapters / adapter.sha256 / "adapter_config.json"
+        found = json.loads(file.read_text(encoding="utf-8"))
+        others = differences(config, found if isinstance(found, dict) else {})
+    except (OSError, ValueError, TypeError):  # what is damaged is told when the job starts
+        return []
+    if not others:
+        return []
+    return [
+        f"Training goes on with the adapter {adapter.name!r}, so that its LoRA settings hold and the form's do "
+        f"nothing: {'; '.join(others)}."
+    ]
 
 
 def trainable_parameters(

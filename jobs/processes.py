@@ -15,11 +15,12 @@ from jobs.keys import SERVE_KEY, serve_key
 from jobs.runs import RunFolder
 from jobs.telemetry import switch_off
 from storage.folder import DataFolder
+from storage.occupants import WORKER_RUN
 from storage.records import Attempt, Job
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVICE = "PLUMB_WORKER_DEVICE"
-RUN = "PLUMB_WORKER_RUN"  #: the run folder of a worker, in its environment and in that of all that it starts
+RUN = WORKER_RUN  #: the run folder of a worker, in its environment and in that of all that it starts
 # Boot time is read anew by each process and may differ by a clock correction; PIDs are not reused so fast.
 START_TOLERANCE = 2.0  # seconds
 

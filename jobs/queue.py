@@ -12,10 +12,11 @@ from typing import Any
 from sqlite_utils import Database
 
 from jobs.as_trained import as_trained, asked_as
-from jobs.configs import JobConfig, ModelConfig, TrainConfig, parse_config
+from jobs.configs import ContestConfig, JobConfig, ModelConfig, TrainConfig, parse_config
 from jobs.hub import pinned
 from jobs.models import check_model
 from jobs.packing import pack
+from jobs.packing_contest import told_of
 from jobs.packing_training import Freight
 from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate, wanted
 from jobs.reporter import versions
@@ -24,6 +25,7 @@ from jobs.settings import Settings
 from jobs.standby import ensure_supervisor
 from storage import jobs as store
 from storage.adapters import get_adapter
+from storage.contests import create_contest
 from storage.database import immediate
 from storage.errors import Conflict, UserError
 from storage.files import write_atomically
@@ -82,7 +84,7 @@ def submit(
 
 
 def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freight | None = None) -> Prepared:
-    """Check a job's configuration and pack what it names; nothing is written.
+    """Check a job's configuration and pack what it names; nothing is written, but the images of a contest's list.
 
     Args:
         freight: of a job that differs in nothing that rows depend on; without it the job is packed.
@@ -92,14 +94,18 @@ def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freigh
         NotFound: the data set or the adapter is not there.
     """
     device = None
-    if isinstance(config, ModelConfig):
+    loads = not isinstance(config, ModelConfig) or config.device_kind == "device"
+    if isinstance(config, ModelConfig) and loads:
         device = check_device(config.device, settings)
         # A worker runs in another folder than the one who asks: a relative path means something there only.
         config = config.model_copy(update={"model": check_model(config.model)})
+    if isinstance(config, ContestConfig):
+        config = config.with_whole_paths()
     file = check_processes(config, settings) if isinstance(config, TrainConfig) else None
     config = as_trained(db, config)
     freight = freight or pack(db, settings, config)
-    config = pinned(config, [settings.folder.adapters / adapter.sha256 for adapter in freight.adapters])
+    if loads:  # the base of a job that asks outside models alone is a name, whatever it is
+        config = pinned(config, [settings.folder.adapters / adapter.sha256 for adapter in freight.adapters])
     if file is not None:
         freight = replace(freight, files={**freight.files, ACCELERATE_FILE: file.text})
     return Prepared(config, device, freight)
@@ -147,6 +153,8 @@ def enqueue(
         )
         if begins_sweep:
             job = store.begin_sweep(db, job.id)
+        if isinstance(config, ContestConfig):
+            create_contest(db, job, *told_of(config, len(freight.rows)))
         # The folder is whole before the row can be seen: a supervisor never meets half a job.
         _freeze(db, settings, job, freight)
     return job

@@ -4,6 +4,7 @@
     judge      {sample_id, source, messages, reference, candidates: [{id, text}],
                 checklist: {id, version, instructions, items: [{text, essential}]} where the judge gets one}
     checklist  {sample_id, messages, reference}
+    contest    as jobs/packing_contest.py says
     dpo, steerlm, rejection, sft:
       pair     {kind: "pair", split, sample_id, pair_id, messages, chosen, rejected, flipped: true where it was}
       answer   {kind: "answer", split, sample_id, messages, answer}
@@ -39,6 +40,15 @@ def _parts(content: str | list[dict[str, str]], images: Mapping[str, Image]) -> 
     return [
         {"type": "image", "image": images[part["image"]].name} if part["type"] == "image" else dict(part)
         for part in content
+    ]
+
+
+def with_addresses(content: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """A content of a row with each image's file name replaced by its sha256 again, as the database has it."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [
+        {"type": "image", "image": part["image"].partition(".")[0]} if part["type"] == "image" else dict(part)
+        for part in parts
     ]
 
 

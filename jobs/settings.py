@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.configs import explain
+from jobs.outside_names import read_endpoints
 from storage.errors import UserError
 from storage.folder import DataFolder, default_root
 
@@ -49,6 +50,7 @@ class Settings(BaseSettings):
 
     data: Path = Field(default_factory=default_root, description="the data folder")
     host: str = Field("127.0.0.1", description="address to listen on")
+    login: bool = Field(False, description="ask for a login on a loopback address too, as behind a reverse proxy")
     port: int = Field(7860, ge=0, le=65535, description="0: any that is free")
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=detect_devices, description="device slots, as cpu or cuda:0,cuda:1"
@@ -63,6 +65,16 @@ class Settings(BaseSettings):
     )
     gemini_url: str = Field("", description="another address for Gemini's API; empty: Google's")
     openai_url: str = Field("", description="an OpenAI-compatible endpoint, as http://127.0.0.1:8000/v1")
+
+    endpoints: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="outside models: NAME=URL,NAME=URL; keys are in PLUMB_ENDPOINT_KEY_NAME"
+    )
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _addresses(cls, value: object) -> dict[str, str]:
+        # Its UserError passes through pydantic as it is, whose own errors would quote a password in an address.
+        return read_endpoints(value)
 
     @field_validator("devices", mode="before")
     @classmethod

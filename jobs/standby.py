@@ -6,21 +6,28 @@ that was killed is missed within seconds.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
-from jobs.processes import PROJECT
+from jobs.processes import PROJECT, START_TOLERANCE, start_time
 from jobs.settings import Settings
 from storage import jobs as store
 from storage.database import session
 from storage.errors import PlumbError
+from storage.files import write_atomically
 from storage.folder import DataFolder
+from storage.occupants import SUPERVISOR_LOCK
 
 POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 3.0
@@ -29,11 +36,16 @@ BEGIN_SECONDS = 10.0  # a supervisor has its lock about a second after its start
 
 
 def lock_of(folder: DataFolder) -> FileLock:
-    return FileLock(folder.runtime / "supervisor.lock")
+    return FileLock(folder.runtime / SUPERVISOR_LOCK)
 
 
 def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
-    """Start a detached supervisor unless one is at work; returns whether one was started.
+    """As `start_supervisor`; returns whether one was started."""
+    return start_supervisor(settings, fresh) is not None
+
+
+def start_supervisor(settings: Settings, fresh: bool = False) -> subprocess.Popen[bytes] | None:
+    """Start a detached supervisor unless one is at work.
 
     Args:
         fresh: have one at work hand over first. Workers inherit its environment, so that an API key or a device
@@ -47,7 +59,7 @@ def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         if not fresh or not _hand_over(settings.folder, lock):
-            return False
+            return None
     lock.release()
     environment = dict(os.environ)
     environment["PLUMB_DATA"] = str(settings.folder.root)
@@ -55,7 +67,7 @@ def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
     environment["PLUMB_NETWORK_SLOTS"] = str(settings.network_slots)
     environment["PLUMB_SUPERVISOR_IDLE_SECONDS"] = str(settings.supervisor_idle_seconds)
     with (settings.folder.runtime / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "jobs", "supervise"],
             cwd=PROJECT,
             env=environment,
@@ -64,7 +76,6 @@ def ensure_supervisor(settings: Settings, fresh: bool = False) -> bool:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return True
 
 
 def _hand_over(folder: DataFolder, lock: FileLock) -> bool:
@@ -89,26 +100,107 @@ def hand_over_note(folder: DataFolder) -> Path:
     return folder.runtime / "supervisor.hand-over"
 
 
-def watch_over(settings: Settings, ended: threading.Event | None = None) -> threading.Thread:
+@dataclass(frozen=True)
+class AtWork:
+    """The supervisor at work, and what whoever started it has given it."""
+
+    pid: int
+    devices: tuple[str, ...]
+    network_slots: int
+
+
+def introduce(settings: Settings) -> None:
+    """Have this process, which holds the supervisor's lock, say with what it works."""
+    values = {
+        "pid": os.getpid(),
+        "started": start_time(os.getpid()),
+        "devices": list(settings.devices),
+        "network_slots": settings.network_slots,
+    }
+    try:
+        write_atomically(_introduction(settings.folder), json.dumps(values) + "\n")
+    except OSError:  # on a full disk the queue goes on all the same
+        withdraw(settings.folder)
+
+
+def withdraw(folder: DataFolder) -> None:
+    """Take that back, before the lock is given up."""
+    with contextlib.suppress(OSError):
+        _introduction(folder).unlink(missing_ok=True)
+
+
+def at_work(folder: DataFolder) -> AtWork | None:
+    """The supervisor that has introduced itself and still runs; None where none is known of."""
+    try:
+        told = json.loads(_introduction(folder).read_text(encoding="utf-8"))
+        found = AtWork(int(told["pid"]), tuple(map(str, told["devices"])), int(told["network_slots"]))
+        began = start_time(found.pid)
+        same = began is not None and abs(began - float(told["started"])) <= START_TOLERANCE
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    return found if same else None
+
+
+def differs(settings: Settings) -> str:
+    """How the supervisor at work differs from these settings, and what to do about it; "" where it does not.
+
+    Whoever submits the first job starts it, with the devices of his shell: jobs for another device would fail.
+    """
+    found = at_work(settings.folder)
+    if found is None:
+        return ""
+    told = []
+    if set(found.devices) != set(settings.devices):
+        here = ", ".join(settings.devices)
+        told.append(f"gives jobs {', '.join(found.devices)} as devices, and here they are {here}")
+    if found.network_slots != settings.network_slots:
+        told.append(f"lets {found.network_slots} judge jobs run at once, and here it is {settings.network_slots}")
+    if not told:
+        return ""
+    return (
+        f"The supervisor at work (process {found.pid}) was started with other settings: it {'; it '.join(told)}. "
+        "Start the app again, or run `python -m jobs supervise --anew` where the settings are right; running jobs "
+        "go on."
+    )
+
+
+def _introduction(folder: DataFolder) -> Path:
+    return folder.runtime / "supervisor.json"
+
+
+def watch_over(
+    settings: Settings, ended: threading.Event | None = None, begun: subprocess.Popen[bytes] | None = None
+) -> threading.Thread:
     """Start a thread that brings the supervisor back while there are open jobs, until this process ends.
 
     Args:
         ended: set it to have the thread end before.
+        begun: a supervisor that this process has just started.
     """
     ended = ended or threading.Event()
 
     def watch() -> None:
-        pause = BEGIN_SECONDS  # `serve` has just started one
-        while not ended.wait(pause):
-            pause = WATCH_SECONDS
+        child, since = begun, time.monotonic()
+        while not ended.wait(WATCH_SECONDS):
+            if child is not None and _is_beginning(child, since):
+                continue
             try:
                 with session(settings.folder, busy_seconds=WATCH_SECONDS) as db:
                     wanted = store.count_open(db) > 0
-                if wanted and ensure_supervisor(settings):
-                    pause = BEGIN_SECONDS
+                if wanted and (started := start_supervisor(settings)) is not None:
+                    child, since = started, time.monotonic()
             except (PlumbError, sqlite3.Error, OSError):
                 continue  # a locked database, a full disk: it may pass
 
     thread = threading.Thread(target=watch, name="supervisor's watch", daemon=True)
     thread.start()
     return thread
+
+
+def _is_beginning(child: subprocess.Popen[bytes], since: float) -> bool:
+    """Whether another would come too early: this one may still load, or has failed and would fail again.
+
+    One that was killed is replaced at once.
+    """
+    code = child.poll()
+    return time.monotonic() - since < BEGIN_SECONDS and (code is None or code > 0)

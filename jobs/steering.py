@@ -12,7 +12,8 @@ from typing import Literal, get_args
 from sqlite_utils import Database
 
 from jobs import crowding
-from jobs.configs import KINDS
+from jobs.as_trained import adapters_of
+from jobs.configs import KINDS, ContestConfig, parse_config
 from jobs.judges import rules
 from jobs.queue import PRIORITIES, Order, check_leader, check_priority, check_retries, submit
 from jobs.runs import PAUSE, RunFolder
@@ -20,8 +21,10 @@ from jobs.settings import Settings
 from jobs.standby import ensure_supervisor
 from storage import jobs as store
 from storage import queue_order
+from storage.adapters import get_adapter
+from storage.contests import contest_of_job
 from storage.database import immediate
-from storage.errors import Conflict, UserError
+from storage.errors import Conflict, NotFound, UserError
 from storage.lifecycle import ACTIVE, ENDED, JobStatus
 from storage.records import Job, now
 from storage.settings import get_setting, put_setting
@@ -137,6 +140,8 @@ def _refuse_to_resume(db: Database, settings: Settings, job: Job) -> None:
     if job.adapter_id is None and asked is not None and job.kind not in ("push", "serve"):
         # Its run folder still holds the files, but what it makes would be booked as the base's.
         raise Conflict(f"Job {job.id} works with adapter {asked}, which was deleted; start it again without.")
+    if job.kind == ContestConfig.kind:
+        _refuse_lost_contest(db, job)
     leader = store.get_job(db, job.after_id) if job.after_id is not None else None
     if leader is not None and leader.status in (JobStatus.FAILED, JobStatus.STOPPED):
         raise Conflict(
@@ -147,6 +152,18 @@ def _refuse_to_resume(db: Database, settings: Settings, job: Job) -> None:
         raise Conflict(
             f"Job {job.id} is {job.status}; only one that failed, was stopped or is paused can be resumed."
         )
+
+
+def _refuse_lost_contest(db: Database, job: Job) -> None:
+    """Its run folder holds all it needs, but nothing that it made would be booked."""
+    if contest_of_job(db, job.id) is None:
+        raise Conflict(f"The contest of job {job.id} was deleted; undo that first, or run the job again.")
+    for number in adapters_of(parse_config(job.kind, job.config)):
+        try:
+            get_adapter(db, number)
+        except NotFound:
+            told = f"Job {job.id} asks adapter {number}, which was deleted; start it again without."
+            raise Conflict(told) from None
 
 
 def run_again(db: Database, settings: Settings, job_id: int, user: str) -> Job:
@@ -322,6 +339,8 @@ def waits_for(db: Database, job: Job) -> str:
         told.append(f"tries again at {until:%H:%M} UTC")
     if crowds := crowding.waits(db, job):
         told.append(crowds)
+    if why := crowding.unreadable(db, job):
+        told.append(why)
     if (held := held_by(db)) is not None:
         told.append(f"the queue is held by {held.user}")
     return "; ".join(told)

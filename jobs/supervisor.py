@@ -21,7 +21,7 @@ from sqlite_utils import Database
 
 from jobs.causes import is_disk_full, is_full
 from jobs.configs import TRAININGS
-from jobs.crowding import look_around, spared
+from jobs.crowding import look_around, note_unreadable, spared
 from jobs.devices import leftover
 from jobs.disk_guard import spend_reserve
 from jobs.event_file import read_torn
@@ -40,7 +40,7 @@ from jobs.processes import (
 )
 from jobs.runs import RunFolder
 from jobs.settings import Settings
-from jobs.standby import POLL_SECONDS, hand_over_note, lock_of
+from jobs.standby import POLL_SECONDS, hand_over_note, introduce, lock_of, withdraw
 from jobs.verdicts import TRANSIENT, Cause, Verdict, can_resume, verdict
 from storage import jobs as store
 from storage.attempts import events_begin
@@ -80,10 +80,12 @@ def supervise(settings: Settings) -> bool:
         except Timeout:
             return False
         hand_over_note(settings.folder).unlink(missing_ok=True)  # of one who died while it asked for it
+        introduce(settings)
         try:
             if not Supervisor(settings).run_until_idle(lock):
                 return True
         finally:
+            withdraw(settings.folder)
             lock.release()
         if not settings.folder.database.exists():  # somebody has deleted the data folder
             return True
@@ -153,7 +155,7 @@ class Supervisor:
             return
         try:
             self._crowded = look_around(db, self._settings)
-            make_room(db, self._folder, self._wanted)
+            make_room(db, self._folder, self._wanted_now)
         except (PlumbError, OSError) as error:  # what is free already can be given away all the same
             self._complaints.say("room for jobs", f"no chat model was asked to leave: {error}")
         slot_kinds: tuple[SlotKind, ...] = ("device", "network")
@@ -346,11 +348,19 @@ class Supervisor:
         found = wanted_by(job, RunFolder(self._folder.run(job.id)), self._settings.devices)
         return spared(found, job, self._crowded)
 
+    def _wanted_now(self, job: Job) -> Wanted:
+        """Of a job whose files cannot be read just now: nothing, so that the others pass it."""
+        try:
+            return self._wanted(job)
+        except OSError:
+            return Wanted((), 1)
+
     def _start_next(self, db: Database, slot_kind: SlotKind) -> bool:
         """Start the first job for which there is room; False where there is none."""
         with immediate(db):
             free = self._free_slots(db, slot_kind)
-            job = store.claim_next(db, slot_kind, *free, wanted=self._wanted if slot_kind == "device" else None)
+            wanted = self._wanted_now if slot_kind == "device" else None
+            job = store.claim_next(db, slot_kind, *free, wanted=wanted)
             if job is None:
                 return False
             run = RunFolder(self._folder.run(job.id))
@@ -372,6 +382,7 @@ class Supervisor:
         """A job for devices that are gone would wait for ever and keep the supervisor waiting."""
         if get_setting(db, store.HELD) is not None:
             return
+        puzzling: dict[int, str] = {}
         for job in store.queued_jobs(db, "device"):
             try:
                 self._wanted(job)
@@ -383,10 +394,15 @@ class Supervisor:
                 )
             except PlumbError as error:
                 reason = str(error)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                puzzling[job.id] = f"its run folder cannot be read just now ({error.strerror or error})"
+                self._complaints.say(f"files {job.id}", f"job {job.id}: {puzzling[job.id]}; it waits")
+                continue
+            except ValueError as error:
                 reason = f"What it wants cannot be told from its run folder ({type(error).__name__}: {error})."
             store.move(db, job.id, JobStatus.FAILED, reason)
             log(f"job {job.id}: {reason}")
+        note_unreadable(db, puzzling)
 
 
 def _not_started(job: Job, error: Exception) -> Verdict:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from jobs.causes import CANNOT_WRITE, DISK_FULL, LOCKED, Cause, cause_of, chain, is_disk_full, is_full
 from jobs.configs import (
     ChecklistConfig,
+    ContestConfig,
     DownloadConfig,
     GenerateConfig,
     JudgeConfig,
@@ -59,6 +60,10 @@ def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
             from jobs.judges.remote import write_checklists
 
             write_checklists(run, job, config, reporter)
+        case GenerateConfig() if config.outside:
+            from jobs.outside_generate import generate_outside
+
+            generate_outside(run, job, config, reporter)
         case GenerateConfig():
             from jobs.gpu.generate import generate
 
@@ -79,6 +84,10 @@ def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
             from jobs.download import download
 
             download(run, job, config, reporter)
+        case ContestConfig():
+            from jobs.gpu.contest import contest
+
+            contest(run, job, config, reporter)
         case ServeConfig():
             from jobs.gpu.serve import serve
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from jobs.gpu.answering import Answerer, stock_answers
+from jobs.gpu.chat_line import FairLine
 from jobs.gpu.chat_requests import ChatRequest, Column, Message, as_chat
 from jobs.gpu.columns import Asked, Columns
 from jobs.gpu.decoding import CacheUnfit, Decoding, Sampling, noise_seed
 from jobs.gpu.kept_prompts import KeptPrompts
 from jobs.gpu.loading import Loaded
 from jobs.gpu.lora import speaking
-from jobs.gpu.prompts import encode, lengths
+from jobs.gpu.prompts import begun_with, encode, lengths, tokens_of
 from jobs.gpu.row_adapters import RowAdapters
 from jobs.gpu.spelling import Spelling
 from jobs.out_of_memory import is_out_of_memory
@@ -38,6 +38,13 @@ class Ticket:
         self.request = request
         self.emit = emit
         self._stopped: set[str] = set()
+        self._told = 0
+
+    def tell_place(self, ahead: int) -> None:
+        """Say how many come first, where that is news; nothing is said of none, since then it begins."""
+        if ahead and ahead != self._told:
+            self.emit({"waiting": ahead})
+            self._told = ahead
 
     def stop(self, column: str | None = None) -> None:
         self._stopped.update([column] if column else [one.id for one in self.request.columns])
@@ -47,16 +54,17 @@ class Ticket:
 
 
 class ChatEngine:
-    """Answers requests in the order they came.
+    """Answers requests one by one; the users whose they are take turns.
 
     What it emits for a request, in this order:
 
         {"request": id}
-        {"waiting": n}                                    n requests are before this one; again when n changes
+        {"waiting": n}                                    n requests come first; again when n changes
         {"column": id, "prompt": n, "context": m}         tokens of its prompt, of m that the model takes (or null)
         {"column": id, "apart": reason}                   it answers after the others: it can't share their batch
         {"column": id, "delta": text}                     columns interleaved
         {"column": id, "done": "stop" | "length" | "stopped", "tokens": n}
+        {"column": id, "error": text, "code"?}            this column can't be answered; the others go on
         {"error": text}                                   instead of what is missing
         None                                              the end
 
@@ -82,7 +90,7 @@ class ChatEngine:
         self._rows = RowAdapters(model)
         self._kept = KeptPrompts()
         self._changed = threading.Condition()
-        self._line: deque[Ticket] = deque()
+        self._line: FairLine[Ticket] = FairLine(lambda ticket: ticket.request.user)
         self._current: Ticket | None = None
         self._closing = False
         self._last_use = time.monotonic()
@@ -131,9 +139,8 @@ class ChatEngine:
             if any(other.request.request == request.request for other in ahead):
                 raise PlumbError(f"The request {request.request!r} is already in line; give each its own id.")
             emit({"request": request.request})
-            if ahead:
-                emit({"waiting": len(ahead)})
-            self._line.append(ticket)
+            self._line.add(ticket)
+            self._tell_places()
             self._changed.notify_all()
         return ticket
 
@@ -161,15 +168,19 @@ class ChatEngine:
                 self._changed.wait_for(lambda: self._closing or self._line)
                 if not self._line:
                     return
-                self._current = self._line.popleft()
-                for place, other in enumerate(self._line, start=1):
-                    other.emit({"waiting": place})
+                self._current = self._line.pop()
+                self._tell_places()
             try:
                 self._answer(self._current)
             finally:
                 with self._changed:
                     self._current = None
                     self._last_use = time.monotonic()
+
+    def _tell_places(self) -> None:
+        """Tell all who wait how many come first, with the lock held."""
+        for place, ticket in enumerate(self._line, start=1 if self._current else 0):
+            ticket.tell_place(place)
 
     def _answer(self, ticket: Ticket) -> None:
         try:
@@ -195,14 +206,19 @@ class ChatEngine:
             seed=request.seed,
         )
         talks = [_Talk(ticket, column, self._loaded.processor.tokenizer) for column in request.columns]
-        prompts: dict[tuple[tuple[Message, ...], bool], Mapping[str, Any]] = {}
-        for talk in talks:
-            asked = request.of(talk.column), talk.column.adapter in self._steered
-            if asked not in prompts:
-                prompts[asked] = self._prompt(request, *asked)
+        prompts: dict[tuple[tuple[Message, ...], bool, str], Mapping[str, Any]] = {}
+        for talk in list(talks):
+            asked = request.of(talk.column), talk.column.adapter in self._steered, talk.column.prefix
+            try:
+                if asked not in prompts:
+                    prompts[asked] = self._prompt(request, *asked)
+            except TooLong as error:
+                talk.fail(str(error), TooLong.code)
+                talks.remove(talk)
+                continue
             talk.inputs = prompts[asked]
             talk.tell_length(lengths(talk.inputs)[0], self._loaded.context)
-        if self._answerer.own_loop:
+        if self._answerer.own_loop and talks:
             try:
                 self._together(talks, sampling)
                 return
@@ -210,15 +226,19 @@ class ChatEngine:
                 pass  # found when the first prompt was read, before anything was said
         self._one_by_one(talks, sampling)
 
-    def _prompt(self, request: ChatRequest, messages: tuple[Message, ...], steered: bool) -> Mapping[str, Any]:
+    def _prompt(
+        self, request: ChatRequest, messages: tuple[Message, ...], steered: bool, prefix: str
+    ) -> Mapping[str, Any]:
         chat = as_chat(messages)
         if steered:
             chat = with_attributes(chat, request.attributes.model_dump())
         room = request.max_new_tokens
         inputs = encode(self._loaded.processor, [chat])
+        if prefix:
+            inputs = begun_with(inputs, _begun(prefix, self._loaded.processor.tokenizer))
         context, (length,) = self._loaded.context, lengths(inputs)
         if context is not None and length + room > context:
-            raise UserError(
+            raise TooLong(
                 f"The conversation has {length} tokens; with answers of {room} it exceeds the model's {context}. "
                 "Start a new conversation, or lower “Longest answer”."
             )
@@ -291,6 +311,17 @@ def _noise(sampling: Sampling) -> int:
     return noise_seed(sampling.seed, "chat", 0)
 
 
+def _begun(prefix: str, tokenizer: Any) -> list[int]:
+    """The tokens that an answer begins with; half a character at its cut is left to the model to say whole."""
+    return tokens_of(prefix.rstrip("\ufffd"), tokenizer)
+
+
+class TooLong(UserError):
+    """A conversation that exceeds the model's context."""
+
+    code = "too long"
+
+
 class _Halt(Exception):
     """Leaves transformers' generate."""
 
@@ -303,6 +334,9 @@ class _Talk:
         self.inputs: Mapping[str, Any] = {}
         self._ticket = ticket
         self._spelling = Spelling(tokenizer)
+        for token in _begun(column.prefix, tokenizer):  # known already; what follows is spelt as it goes on
+            self._spelling.add(token)
+        self._spelling.rest()
         self._tokens = 0
 
     @property
@@ -311,6 +345,9 @@ class _Talk:
 
     def tell_length(self, tokens: int, context: int | None) -> None:
         self._ticket.emit({"column": self.column.id, "prompt": tokens, "context": context})
+
+    def fail(self, text: str, code: str) -> None:
+        self._ticket.emit({"column": self.column.id, "error": text, "code": code})
 
     def tell_apart(self, reason: str) -> None:
         self._ticket.emit({"column": self.column.id, "apart": reason})

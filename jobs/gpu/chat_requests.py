@@ -41,11 +41,15 @@ class Message(_Strict):
 
 
 class Column(_Strict):
-    """One side of the chat. `messages` stand in for the request's: after the first turn, each side has its own."""
+    """One side of the chat. `messages` stand in for the request's: after the first turn, each side has its own.
+
+    `prefix` is how the answer begins: what comes after it is drawn, and sent.
+    """
 
     id: str = Field(min_length=1, max_length=40)
     adapter: int | None = None
     messages: tuple[Message, ...] | None = None
+    prefix: str = Field("", max_length=200_000)
 
 
 class Attributes(_Strict):
@@ -59,9 +63,10 @@ class Attributes(_Strict):
 
 
 class ChatRequest(_Strict):
-    """One turn to be answered by every column."""
+    """One turn to be answered by every column. `user` is any word for whose it is: users take turns."""
 
     request: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=1, max_length=64)
+    user: str = Field("", max_length=200)
     messages: tuple[Message, ...] = ()
     columns: tuple[Column, ...] = Field(min_length=1, max_length=8)
     temperature: float = Field(0.0, ge=0.0, le=2.0)

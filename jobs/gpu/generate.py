@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import Any
 
 from jobs.configs import GenerateConfig
-from jobs.event_file import read_events
 from jobs.gpu.answering import Answerer
 from jobs.gpu.decoding import Sampling
 from jobs.gpu.devices import claim_device
@@ -16,6 +15,7 @@ from jobs.gpu.prompts import check_messages, chunks, encode, from_run, lengths
 from jobs.places import models_folder
 from jobs.reporter import Reporter
 from jobs.runs import JobFile, RunFolder
+from jobs.written import written_before
 from storage.errors import PlumbError, UserError
 
 ADAPTER = "policy"
@@ -56,15 +56,6 @@ def generate(run: RunFolder, job: JobFile, config: GenerateConfig, reporter: Rep
             reporter.progress(count, len(rows), "samples")
     if failed == len(waiting):
         raise PlumbError(f"None of the {failed} samples could be answered; the notes say why for each.")
-
-
-def written_before(run: RunFolder) -> defaultdict[Any, set[int]]:
-    """{sample: numbers of the candidates that events.jsonl holds}; a torn last line counts as unwritten."""
-    numbers: defaultdict[Any, set[int]] = defaultdict(set)
-    for event in read_events(run.events):
-        if event["kind"] == "candidate":
-            numbers[event["sample_id"]].add(event["number"])
-    return numbers
 
 
 class Generation:

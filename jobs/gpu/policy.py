@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ from jobs.configs import TrainConfig
 from jobs.gpu.loading import Loaded
 from jobs.gpu.lora import WEIGHTS, check_adapter, check_loaded, fitting, frozen_adapter, language_linears
 from jobs.gpu.projector import copies, find_projector, prepare_copies, projector_of
+from jobs.lora_settings import differences
 from jobs.runs import RunFolder
 from storage.errors import UserError
 
 POLICY, REFERENCE = "default", "ref"
-
-#: Our settings and PEFT's names of them.
-SETTINGS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
 
 def start_folder(
@@ -51,27 +48,6 @@ def start_folder(
     if others:
         note(f"Training goes on with the settings of the adapter {found.name!r}: {'; '.join(others)}.")
     return found.folder
-
-
-def differences(config: TrainConfig, settings: dict[str, Any]) -> list[str]:
-    """What an adapter's LoRA has otherwise than the form: its rank can't be changed, and the rest goes with it."""
-    found = [
-        f"{ours} {settings[theirs]:g}, not {getattr(config, ours):g}"
-        for ours, theirs in SETTINGS.items()
-        if settings.get(theirs, getattr(config, ours)) != getattr(config, ours)
-    ]
-    layers = layers_of(settings.get("target_modules"))
-    if config.targets and layers and set(config.targets) != set(layers):
-        found.append(f"LoRA on {', '.join(layers)}, not {', '.join(config.targets)}")
-    return found
-
-
-def layers_of(targets: Any) -> list[str]:
-    """The names of layers in an adapter's `target_modules`; empty where it is an expression of unknown form."""
-    if isinstance(targets, list):
-        return sorted({str(name).rsplit(".", 1)[-1] for name in targets})
-    ours = re.search(r"\(\?:([\w|]+)\)$", targets or "")
-    return ours[1].split("|") if ours else []
 
 
 def make_policy(config: TrainConfig, loaded: Loaded, start: Path | None) -> Any:

@@ -86,6 +86,33 @@ def check_messages(messages: Any, where: str) -> None:
         raise UserError(f"{where}: the last message is of {messages[-1]['role']!r}; it must be the user's.")
 
 
+def tokens_of(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of an answer's text, without any that a tokenizer would put around it.
+
+    What reads like `<image>` or an end token there was said letter by letter, and is taken so again.
+    """
+    if not text:
+        return []
+    found: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return found
+
+
+def begun_with(inputs: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """The inputs of one prompt, with its answer begun: the tokens follow it.
+
+    What has a value for each token of the prompt (mask, token types) gets that of text for each new one.
+    """
+    shape = inputs["input_ids"].shape
+    grown: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if not torch.is_tensor(value) or value.shape != shape:
+            grown[name] = value
+            continue
+        more = list(tokens) if name == "input_ids" else [int(name == "attention_mask")] * len(tokens)
+        grown[name] = torch.cat([value, value.new_tensor([more])], dim=1)
+    return grown
+
+
 def encode(processor: Any, conversations: Sequence[Messages]) -> dict[str, Any]:
     """Conversations as one left-padded batch, each ending where the answer begins.
 

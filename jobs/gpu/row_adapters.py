@@ -5,17 +5,20 @@ layers get another `forward` once, and rows with the same adapter lie beside eac
 its own two small products on a slice of the batch and the base's rows cost nothing more.
 
 The numbers are PEFT's: W x + s B A x (Hu et al. 2021, arXiv 2106.09685, section 4.1), in the order in which PEFT's
-own forward takes them.
+own forward takes them. On a CPU the layers are asked as few rows like it (jobs/gpu/few_rows.py), those without
+LoRA too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
+
+from jobs.gpu.few_rows import Forward, forward_of, helps
 
 Span = tuple[str, slice]
 
@@ -30,6 +33,11 @@ class RowAdapters:
     def __init__(self, model: Any) -> None:
         self._peft = hasattr(model, "peft_config")
         self._layers = [module for module in model.modules() if is_lora(module)] if self._peft else []
+        self._bases = [_base(layer) for layer in self._layers]
+        inside = {part for layer in self._layers for part in layer.modules()}
+        self._others = [
+            (module, forward_of(module)) for module in model.modules() if module not in inside and helps(module)
+        ]
         self._whole = {name for name in getattr(model, "peft_config", {}) if keeps_modules(model, name)}
 
     def refusal(self, name: str | None) -> str:
@@ -54,8 +62,11 @@ class RowAdapters:
             raise ValueError(f"no adapter {unknown[0]!r} is loaded")
         patched = []
         try:
-            for layer in self._layers:
-                layer.forward = _forward(layer, [span for span in spans if span[0] in layer.lora_A])
+            for layer, base in zip(self._layers, self._bases, strict=True):
+                layer.forward = _forward(layer, base, [span for span in spans if span[0] in layer.lora_A])
+                patched.append(layer)
+            for layer, forward in self._others:
+                layer.forward = forward
                 patched.append(layer)
             yield
         finally:
@@ -93,13 +104,21 @@ def keeps_modules(model: Any, name: str) -> bool:
     return bool(getattr(model.peft_config[name], "modules_to_save", None))
 
 
-def _forward(layer: Any, spans: Sequence[Span]) -> Callable[..., torch.Tensor]:
+def _base(layer: Any) -> Forward:
+    """What a LoRA layer lies over, quick for few rows; through its call where somebody listens to it."""
+    base = layer.base_layer
+    listened = base._forward_hooks or base._forward_pre_hooks
+    return base if listened or not helps(base) else forward_of(base)
+
+
+def _forward(layer: Any, base: Forward, spans: Sequence[Span]) -> Forward:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result: torch.Tensor = layer.base_layer(x, *args, **kwargs)
+        result = base(x, *args, **kwargs)
         for name, rows in spans:
             down, up = layer.lora_A[name], layer.lora_B[name]
             given = x[rows].to(down.weight.dtype)
-            result[rows] = result[rows] + (up(down(given)) * layer.scaling[name]).to(result.dtype)
+            # Added before it is rounded, as PEFT does where the adapter is finer than the base.
+            result[rows] = (result[rows] + up(down(given)) * layer.scaling[name]).to(result.dtype)
         return result
 
     return forward

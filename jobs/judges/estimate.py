@@ -13,6 +13,7 @@ from sqlite_utils import Database
 from jobs.configs import ChecklistConfig, JudgeConfig, parse_config
 from jobs.judges import rules
 from jobs.judges.asking import requests_of
+from jobs.judges.caller import MARGIN, OVERHEAD
 from jobs.judges.calls import Picture
 from jobs.judges.identity import rater_of
 from jobs.judges.prompts import checklist_prompt
@@ -100,7 +101,7 @@ def _count(
             f"If a reply takes {REPLY_SECONDS:.0f} s, {config.concurrency} requests at once do not reach the "
             f"limit a minute; {min(enough, 256)} would (“Requests at once”, under Advanced)."
         )
-    notes += _warnings(config, price, terms, requests, tokens_in + tokens_out, money, len(rows))
+    notes += _warnings(config, price, terms, requests, tokens_in, tokens_in + tokens_out, money, len(rows))
     return Estimate(len(rows), requests, tokens_in, tokens_out, money, most, seconds, tuple(notes))
 
 
@@ -142,12 +143,21 @@ def _warnings(
     price: ModelTerms,
     terms: Terms,
     requests: int,
+    tokens_in: int,
     tokens: int,
     money: float,
     samples: int,
 ) -> list[str]:
     notes = []
-    if money > config.budget:
+    sent = math.ceil(MARGIN * tokens_in / max(1, requests)) + OVERHEAD  # as the caller reckons at the worst
+    first = price.money(sent, config.max_output_tokens)
+    if requests and first > config.budget:
+        notes.append(
+            f"None would be sent: for a request ${first:,.4f} are set aside, as for a reply of "
+            f"{config.max_output_tokens:,} tokens, and the budget is ${config.budget:,.4f}. Raise the budget, or "
+            "lower “Longest reply” under Advanced."
+        )
+    elif money > config.budget:
         enough = math.floor(samples * config.budget / money)
         notes.append(
             f"The budget of ${config.budget:,.2f} will be used up after about {enough:,} of {samples:,} samples."

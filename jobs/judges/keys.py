@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs.judges.calls import Provider
+from jobs.outside_names import endpoint_keys
 from jobs.settings import Settings
 from storage.errors import UserError
 
@@ -53,9 +54,9 @@ def need_key(judge: str, settings: Settings) -> None:
 
 def scrub(text: str) -> str:
     """The text without any key that is set: errors of libraries may quote a request."""
-    for names in NAMES.values():
-        for name in names:
-            key = os.environ.get(name, "").strip()
-            if len(key) >= 4:
-                text = text.replace(key, HIDDEN).replace(repr(key)[1:-1], HIDDEN)
+    keys = [os.environ.get(name, "").strip() for names in NAMES.values() for name in names]
+    # The longest first: one key may be the beginning of another, whose rest would stay.
+    for key in sorted([*keys, *endpoint_keys()], key=len, reverse=True):
+        if len(key) >= 4:
+            text = text.replace(key, HIDDEN).replace(repr(key)[1:-1], HIDDEN)
     return text

@@ -272,6 +272,14 @@ class Ledger:
             if closed is None or closed.until < until:
                 book.closed[model] = Closure(since=self.now(), until=until, why=why, kind=kind)
 
+    def open_again(self, model: str) -> bool:
+        """Ask the model again though a quota of its day was said to be used up; whether it was closed.
+
+        A quota may have been raised, or the provider been wrong; if not, its next answer closes it again.
+        """
+        with self._open() as book:
+            return book.closed.pop(model, None) is not None
+
     def floor(self, account: str, money: float, requests: int) -> None:
         """An account has spent at least this: a worker's own events say so, whatever became of the ledger."""
         with self._open(account) as book:
