@@ -13,6 +13,8 @@ from jobs.settings import Settings, load_settings
 from jobs.telemetry import switch_off
 from storage.database import migrate
 from storage.errors import PlumbError, UserError
+from storage.facts_keeper import keep_up
+from storage.occupants import enter
 
 if TYPE_CHECKING:
     from workbench.door import Door
@@ -42,10 +44,12 @@ def serve(settings: Settings) -> None:
     """Serve until interrupted.
 
     Raises:
-        PlumbError: the port is taken, the folder cannot be written, the database is locked or too new.
+        PlumbError: the port is taken, the folder cannot be written, is being restored or repaired, the database is
+            locked or too new.
     """
     listener = bind(settings)  # first: the commonest error should not wait for anything
     folder = settings.folder.create()
+    enter(folder)  # until the end: nobody restores into it, or repairs it, from now on
     migrate(folder)
 
     switch_off(os.environ)
@@ -53,7 +57,7 @@ def serve(settings: Settings) -> None:
 
     import uvicorn
 
-    from jobs.standby import ensure_supervisor, watch_over
+    from jobs.standby import start_supervisor, watch_over
     from workbench.context import Context
     from workbench.door import Door
     from workbench.ui import build_ui
@@ -68,8 +72,9 @@ def serve(settings: Settings) -> None:
         ws="none",  # Gradio streams over plain HTTP
         timeout_graceful_shutdown=3,
     )
-    ensure_supervisor(settings, fresh=True)  # last: its own start shall not slow the first page's
-    watch_over(settings)
+    begun = start_supervisor(settings, fresh=True)  # last: its own start shall not slow the first page's
+    watch_over(settings, begun=begun)
+    keep_up(folder)
     announce(settings, doorkeeper, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 
@@ -106,12 +111,13 @@ def bind(settings: Settings) -> socket.socket:
 def announce(settings: Settings, doorkeeper: Door, port: int) -> None:
     """Print where the app is; off loopback with the token of this start."""
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    if settings.loopback:
+    if doorkeeper.loopback:
         typer.echo(f"Plumb: http://{name}:{port}")
     else:
         shown = socket.gethostname() if settings.host in ("0.0.0.0", "::") else name
         typer.echo(f"Plumb: http://{shown}:{port}/login?token={doorkeeper.token}")
-        typer.echo("Whoever has this address can log in; the token is valid until Plumb is restarted.")
+        typer.echo("Whoever has this address is admin; the token is valid until Plumb is restarted.")
+        typer.echo("Others log in by name and password: python -m storage users add NAME --role ROLE")
     typer.echo(f"Data: {settings.folder.root}")
     sys.stdout.flush()
 

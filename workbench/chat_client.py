@@ -7,9 +7,12 @@ it and what it answers is described in `jobs/gpu/serve.py` and `jobs/gpu/chat.py
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import json
+import secrets
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +32,8 @@ from workbench.chat_holds import Hold, is_wanted_gone, rounds_on
 from workbench.context import Context
 
 POLL_SECONDS = 0.5
+LARGEST_BODY = 64 * 2**20  # bytes; what jobs/gpu/serve.py takes
+_SALT = secrets.token_bytes(16)
 _OPEN = tuple(status for status in JobStatus if status not in ENDED and status is not JobStatus.STOPPING)
 
 # Two first messages at once must not start two processes, the second of which would stop the first.
@@ -91,15 +96,46 @@ class Apart:
 
 @dataclass(frozen=True)
 class Failed:
+    """A column cannot answer, or none can.
+
+    Attributes:
+        code: "too long" where the conversation exceeds what the model takes; "" for all else.
+    """
+
     text: str
     column: str | None = None
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The process died: what these columns said is asked for again."""
+
+    columns: tuple[str, ...]
 
 
 Event = Delta | Done | Line | Length | Apart | Failed
+TOO_LONG = "too long"
 
 
 class ModelGone(PlumbError):
     """Nobody answers where the model's process was: it has left or died."""
+
+
+class BrokeOff(PlumbError):
+    """The process died while it spoke."""
+
+
+class Ended(PlumbError):
+    """The job of a process ended.
+
+    Attributes:
+        job_id: of which job.
+    """
+
+    def __init__(self, text: str, job_id: int) -> None:
+        super().__init__(text)
+        self.job_id = job_id
 
 
 def find_process(db: Database, model: str, adapters: Sequence[int]) -> Job | None:
@@ -145,7 +181,8 @@ async def ready_process(
     Where the process lacks an adapter, it is replaced once nobody's answer comes from it any more.
 
     Raises:
-        PlumbError: the job cannot be submitted, or it ended before it was ready.
+        Ended: it did before it was ready.
+        PlumbError: the job cannot be submitted.
     """
     while isinstance(
         job_id := await asyncio.to_thread(ensure_process, context, user, model, adapters, hold), Waiting
@@ -185,7 +222,7 @@ def look_at(context: Context, job_id: int) -> Waiting | Ready:
     """How far a `serve` job is.
 
     Raises:
-        PlumbError: it has ended.
+        Ended: it has.
     """
     with context.database() as db:
         job = get_job(db, job_id)
@@ -193,7 +230,9 @@ def look_at(context: Context, job_id: int) -> Waiting | Ready:
             return Ready(job.id, job.port)
         if job.status in ENDED or job.status is JobStatus.STOPPING:
             reason = job.reason or f"it is {job.status}"
-            raise PlumbError(f"The model's process (job {job.id}) is not there: {reason} Send your message again.")
+            raise Ended(
+                f"The model's process (job {job.id}) is not there: {reason} Send your message again.", job.id
+            )
         if job.status is JobStatus.QUEUED:
             number = queue_position(db, job)
             if why := waits_for(db, job):
@@ -213,29 +252,41 @@ def look_at(context: Context, job_id: int) -> Waiting | Ready:
 
 
 async def stream(
-    context: Context, ready: Ready, columns: Sequence[dict[str, Any]], decoding: dict[str, Any]
+    context: Context,
+    ready: Ready,
+    request: str,
+    user: str,
+    columns: Sequence[Mapping[str, Any]],
+    decoding: Mapping[str, Any],
 ) -> AsyncGenerator[Event]:
-    """Ask all columns at once and yield what comes back. Closing this iterator stops the decoding.
+    """Ask columns at once and yield what comes back. Closing this iterator stops the decoding.
 
     Args:
-        columns: {id, adapter, messages} each; images of messages as base64.
+        request: an id of one's own choice, by which `stop_column` knows it.
+        columns: {id, adapter, messages, prefix?} each; images of messages as base64.
         decoding: temperature, top_p, seed, max_new_tokens, attributes.
 
     Raises:
         ModelGone: nobody listens on the port.
-        PlumbError: the process refuses, or its answer breaks off.
+        BrokeOff: the answer broke off before its end.
+        PlumbError: the process refuses.
     """
-    # trust_env off: a proxy from the environment must never see the key, nor loopback requests at all.
-    timeout = httpx.Timeout(10.0, read=None)
-    async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
-        request = client.stream(
-            "POST",
-            f"http://127.0.0.1:{ready.port}/chat",
-            json={"columns": list(columns), **decoding},
-            headers={"authorization": f"Bearer {serve_key(context.folder, ready.job_id)}"},
+    asked = {"request": request, "user": line_name(user), "columns": list(columns), **decoding}
+    body = await asyncio.to_thread(lambda: json.dumps(asked).encode())
+    if len(body) > LARGEST_BODY:
+        yield Failed(
+            f"The conversation has {len(body) / 2**20:,.0f} MiB with its images; at most "
+            f"{LARGEST_BODY // 2**20} are sent. Leave out the oldest image, or begin a new conversation with "
+            "smaller ones.",
+            code=TOO_LONG,
         )
+        return
+    async with _client(context, ready) as client:
         try:
-            async with request as response:
+            async with client.stream("POST", "/chat", content=body) as response:
+                if response.status_code == 413:
+                    yield Failed(_refusal(await response.aread(), 413), code=TOO_LONG)
+                    return
                 if response.status_code != 200:
                     raise PlumbError(_refusal(await response.aread(), response.status_code))
                 async for line in response.aiter_lines():
@@ -245,10 +296,38 @@ async def stream(
         except httpx.ConnectError as error:
             raise ModelGone("The model's process has left. Send your message again to start it anew.") from error
         except httpx.HTTPError as error:
-            raise PlumbError(
+            raise BrokeOff(
                 f"The model's process (job {ready.job_id}) broke off its answer ({type(error).__name__}). "
                 f"Its log is on the Jobs page; send your message again."
             ) from error
+
+
+async def stop_column(context: Context, ready: Ready, request: str, column: str) -> bool:
+    """Stop one column of a request; False where the process doesn't know it (yet, or any more)."""
+    async with _client(context, ready) as client:
+        try:
+            answer = await client.post("/stop", json={"request": request, "column": column})
+            return answer.status_code == 200 and bool(answer.json().get("stopped"))
+        except (httpx.HTTPError, ValueError, AttributeError):
+            return False  # it has died: whoever reads the answer is told
+
+
+def line_name(user: str) -> str:
+    """A user as the model's process knows one, which gives each a fair turn: no name, but always the same."""
+    return hmac.new(_SALT, user.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _client(context: Context, ready: Ready) -> httpx.AsyncClient:
+    # trust_env off: a proxy from the environment must never see the key, nor loopback requests at all.
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{ready.port}",
+        headers={
+            "authorization": f"Bearer {serve_key(context.folder, ready.job_id)}",
+            "content-type": "application/json",
+        },
+        trust_env=False,
+        timeout=httpx.Timeout(10.0, read=None),
+    )
 
 
 def read_event(line: str) -> Event | None:
@@ -267,7 +346,7 @@ def read_event(line: str) -> Event | None:
         raise PlumbError(f"The model's process answered what is not an event: {line[:80]!r}.")
     column = found.get("column")
     if "error" in found:
-        return Failed(str(found["error"]), column)
+        return Failed(str(found["error"]), column, str(found.get("code") or ""))
     if column is not None and "delta" in found:
         return Delta(str(column), str(found["delta"]))
     if column is not None and "done" in found:

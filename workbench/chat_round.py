@@ -1,4 +1,4 @@
-"""One round of the chat: a question, answered by both columns, streamed, stopped, stored.
+"""One round of the chat: a question answered by all columns, or by one again; streamed, stopped, stored.
 
 Plain asynchronous generators above Gradio: they take plain values and yield what the page shows.
 """
@@ -6,56 +6,38 @@ Plain asynchronous generators above Gradio: they take plain values and yield wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from typing import Any
 
+from storage.chat_edits import Answer
 from storage.errors import DatabaseBusy, PlumbError
 from storage.records import Conversation
 from workbench import chat_view
-from workbench.chat_client import (
-    Apart,
-    Delta,
-    Done,
-    Event,
-    Failed,
-    Length,
-    Line,
-    ModelGone,
-    Ready,
-    Waiting,
-    ready_process,
-    stream,
-)
+from workbench.chat_again import read_again
 from workbench.chat_desk import (
     Cast,
     Decoding,
     View,
+    asked_with,
     check_decoding,
     check_message,
-    history,
     read_open_question,
+    store_again,
     store_answers,
     store_question,
 )
-from workbench.chat_holds import Hold
-from workbench.chat_view import COLUMNS
+from workbench.chat_history import history
+from workbench.chat_own import Asked, own_answers
+from workbench.chat_state import Round, Speech
+from workbench.chat_streams import Halt, Told, paced, until_stopped
 from workbench.context import Context
+from workbench.vote_desk import is_hidden
 
-FRAME_SECONDS = 0.08  # how often a growing answer is sent to the browser
-PATIENCE_SECONDS = 0.25  # how soon a Stop, or a closed tab, is noticed while nothing happens
-SEARCHES = 20
 STORE_TRIES = 3  # each waits for the database's lock as long as any write does
 
-
-class Halt:
-    """Asked to stop; `abandoned` if the page shows something else by now and must not be touched again."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.abandoned = False
-        self.ended = asyncio.Event()
+Store = Callable[[], Conversation]
 
 
 class Stops:
@@ -66,19 +48,20 @@ class Stops:
 
     def begin(self, session: str) -> Halt:
         if session in self._halts:  # an answer that still runs in this session gives way
-            self._halts[session].asked = self._halts[session].abandoned = True
+            self._halts[session].ask(abandon=True)
         self._halts[session] = Halt()
         return self._halts[session]
 
-    def stop(self, session: str) -> None:
+    def stop(self, session: str, side: str | None = None) -> None:
+        """Stop this session's answers, or what one of its columns says."""
         if session in self._halts:
-            self._halts[session].asked = True
+            self._halts[session].ask(side)
 
     async def abandon(self, session: str) -> None:
         """Stop, and wait until what was said is stored and nothing more will be shown."""
         halt = self._halts.get(session)
         if halt is not None:
-            halt.asked = halt.abandoned = True
+            halt.ask(abandon=True)
             with suppress(TimeoutError):  # what it still stores then has a place of its own
                 await asyncio.wait_for(halt.ended.wait(), 5.0)
 
@@ -86,98 +69,6 @@ class Stops:
         halt.ended.set()
         if self._halts.get(session) is halt:
             del self._halts[session]
-
-
-@dataclass
-class _Answer:
-    text: str = ""
-    finish: str | None = None
-    tokens: int = 0
-    problem: str = ""
-
-
-@dataclass
-class _Round:
-    """One question being answered by both columns."""
-
-    conversation: Conversation
-    cast: Cast
-    answers: tuple[_Answer, _Answer] = field(default_factory=lambda: (_Answer(), _Answer()))
-    ahead: int = 0
-    lengths: dict[str, tuple[int, int | None]] = field(default_factory=dict)  #: prompt and context, in tokens
-    apart: dict[str, str] = field(default_factory=dict)  #: why a column answers after the other
-    spoke: bool = False
-    kept: bool = False  # the answers are stored
-
-    def take(self, event: Event) -> None:
-        match event:
-            case Line():
-                self.ahead = event.ahead
-            case Length():
-                self.lengths[event.column] = (event.tokens, event.context)
-            case Apart():
-                self.apart[event.column] = event.reason
-            case Delta():
-                self.ahead = 0
-                self.answers[COLUMNS.index(event.column)].text += event.text
-            case Done():
-                answer = self.answers[COLUMNS.index(event.column)]
-                answer.finish, answer.tokens = event.finish, event.tokens
-            case Failed():
-                hit = self.answers if event.column is None else (self.answers[COLUMNS.index(event.column)],)
-                for answer in hit:
-                    if answer.finish is None:
-                        answer.finish, answer.problem = "failed", event.text
-
-    def close(self, finish: str) -> None:
-        for answer in self.answers:
-            answer.finish = answer.finish or finish
-
-    @property
-    def said(self) -> bool:
-        """Whether any column has answered; an empty answer that ended by itself is one."""
-        return any(answer.text or answer.finish == "stop" for answer in self.answers)
-
-    def view(self, status: str, running: bool = True) -> View:
-        columns = chat_view.shown_columns(self.conversation.turns)
-        for column, answer in zip(columns, self.answers, strict=True):
-            if self.spoke and (answer.text or answer.finish in (None, "stop")):
-                column.append(chat_view.answer(answer.text, answer.finish, live=True))
-        unanswered = not running and not self.kept
-        return View(self.conversation.id, columns, status, running, asked=True, unanswered=unanswered)
-
-    def status(self) -> str:
-        if self.ahead:
-            return chat_view.note(
-                f"{self.ahead} other message{'s' if self.ahead > 1 else ''} come first.", busy=True
-            )
-        hidden = self.conversation.settings.get("blind")  # only some adapters answer apart: it would name them
-        told = " ".join(
-            "One answers after the other." if hidden else f"The {column} one answers after the other: {why}."
-            for column, why in self.apart.items()
-        )
-        return chat_view.note(f"Answering … {told}".strip(), busy=True)
-
-    def summary(self) -> str:
-        problems = list(dict.fromkeys(answer.problem for answer in self.answers if answer.problem))
-        if problems:
-            return chat_view.problem(" ".join(problems))
-        counts = " · ".join(
-            f"{name}: {answer.tokens} token{'' if answer.tokens == 1 else 's'}"
-            for name, answer in zip(COLUMNS, self.answers, strict=True)
-            if answer.tokens
-        )
-        return chat_view.note(" · ".join(filter(None, (counts, self._left()))))
-
-    def _left(self) -> str:
-        """How much of the model's context the fuller column leaves to the conversation; "" where unknown."""
-        left = [
-            context - prompt - answer.tokens
-            for name, answer in zip(COLUMNS, self.answers, strict=True)
-            for prompt, context in [self.lengths.get(name, (0, None))]
-            if context is not None
-        ]
-        return f"{max(0, min(left)):,} tokens left in this conversation" if left else ""
 
 
 async def send(
@@ -191,19 +82,24 @@ async def send(
     cast: Cast,
     values: Mapping[str, Any],
     blind: bool = False,
+    replace: int | None = None,
 ) -> AsyncGenerator[View]:
     """Store the question, then have it answered.
 
     Args:
         blind: a conversation that begins with it keeps its names secret until its owner has voted.
+        replace: the turn of a question that this one stands for; all that followed goes, and one undo brings it
+            back.
 
     Raises:
         PlumbError: the question could not be stored, or has vanished since.
     """
     decoding = check_decoding(values)
-    check_message(text, files, cast.model)
+    if conversation_id is None:  # what was left out of another conversation says nothing about this one
+        decoding = decoding.model_copy(update={"without_images": 0})
+    check_message(text, files, cast)
     await stops.abandon(session)  # an answer that still runs here belongs above this question
-    arguments = (context, user, conversation_id, text, files, cast, decoding, blind)
+    arguments = (context, user, conversation_id, text, files, cast, decoding, blind, replace)
     stored = await asyncio.to_thread(store_question, *arguments)
     async with aclosing(answer_last(context, stops, session, user, stored, cast, decoding)) as views:
         async for view in views:
@@ -213,25 +109,100 @@ async def send(
 async def answer_last(
     context: Context, stops: Stops, session: str, user: str, conversation_id: int, cast: Cast, decoding: Decoding
 ) -> AsyncGenerator[View]:
-    """Have the conversation's last question answered by both columns, and store what they said.
+    """Have the conversation's last question answered by all columns, and store what they said.
 
     Closing this iterator (a closed tab) stops the decoding and stores what there is. It yields often, also
     while nothing happens: between two yields nobody could tell it that the tab has gone.
 
     Raises:
-        PlumbError: there is no such conversation, or its last question has been answered. Whatever goes wrong
-            later is shown in the last view, which never runs.
+        PlumbError: there is no such conversation, its last question has been answered, or a speaker is not
+            there. Whatever goes wrong later is shown in the last view, which never runs.
     """
     await stops.abandon(session)
-    round_ = _Round(await asyncio.to_thread(read_open_question, context, user, conversation_id), cast)
+    found = await asyncio.to_thread(read_open_question, context, user, conversation_id, cast)
+    speeches = tuple(
+        Speech(number, side, speaker)
+        for number, (side, speaker) in enumerate(zip(cast.sides, cast.speakers, strict=True))
+    )
+    round_ = await _round(context, found, cast, speeches, decoding)
+
+    def store() -> Conversation:
+        said = [_answer(speech, {}) for speech in round_.speeches]
+        return store_answers(context, found, asked_with(cast, decoding), said)
+
+    async with aclosing(_run(context, stops, session, user, round_, decoding, store)) as views:
+        async for view in views:
+            yield view
+
+
+async def answer_column(
+    context: Context,
+    stops: Stops,
+    session: str,
+    user: str,
+    conversation_id: int,
+    column: int,
+    decoding: Decoding,
+    go_on: bool,
+) -> AsyncGenerator[View]:
+    """Have the last question answered again in one column, or its answer there gone on with.
+
+    Who spoke there speaks again, with the system prompt that the question was asked with. A new try is drawn with
+    another seed than any before. The old answer and the votes on it go into the undo log; where nothing comes of
+    the new one, the old one stays.
+
+    Args:
+        column: its number, from the left.
+        go_on: from where the answer was cut (`View.cut`), instead of trying again (`View.answered`).
+
+    Raises:
+        PlumbError: there is no such answer, it has its end already, or its speaker is not there. Whatever goes
+            wrong later is shown in the last view.
+    """
+    await stops.abandon(session)
+    again = await asyncio.to_thread(read_again, context, user, conversation_id, column, decoding, go_on)
+    speech = Speech(column, again.cast.sides[column], again.cast.speakers[column], again.old, again.begin)
+    round_ = await _round(context, again.conversation, again.cast, (speech,), again.decoding)
+    round_.note = again.note
+
+    def store() -> Conversation:
+        answer = _answer(speech, again.settings)
+        return store_again(context, again.conversation, again.old, answer, going_on=go_on)
+
+    async with aclosing(_run(context, stops, session, user, round_, again.decoding, store)) as views:
+        async for view in views:
+            yield view
+
+
+async def _round(
+    context: Context, conversation: Conversation, cast: Cast, speeches: tuple[Speech, ...], decoding: Decoding
+) -> Round:
+    def hidden() -> bool:
+        with context.database() as db:
+            return is_hidden(db, conversation)
+
+    return Round(conversation, cast, speeches, await asyncio.to_thread(hidden), decoding.without_images)
+
+
+def _answer(speech: Speech, settings: Mapping[str, Any]) -> Answer:
+    speaker = speech.speaker
+    return Answer(speech.column, speaker.model, speaker.adapter, speech.whole, speech.finish, settings)
+
+
+async def _run(
+    context: Context, stops: Stops, session: str, user: str, round_: Round, decoding: Decoding, store: Store
+) -> AsyncGenerator[View]:
     halt = stops.begin(session)
     try:
         yield round_.view(chat_view.note("Looking for the model …", busy=True))
-        async with aclosing(_converse(context, user, round_, decoding, halt)) as states:
-            async for status in states:
+        sources = await asyncio.to_thread(_sources, context, user, round_, decoding, halt)
+        async with aclosing(paced(sources, halt)) as frames:
+            async for frame in frames:
+                for event in frame:
+                    round_.take(event)
                 if halt.abandoned:
                     break
-                yield round_.view(status)
+                yield round_.view(round_.status())
         round_.close("stopped" if halt.asked else "failed")
         summary = round_.summary()
     except PlumbError as error:
@@ -240,27 +211,26 @@ async def answer_last(
     finally:
         round_.close("stopped")
         # A task of its own: it goes on if this one is cancelled, and only its end is the round's end.
-        keeping = asyncio.create_task(_keep(context, stops, session, halt, round_))
+        keeping = asyncio.create_task(_keep(stops, session, halt, round_, store))
         trouble = await asyncio.shield(keeping)
     if halt.abandoned:
         return
     yield round_.view(trouble or summary, running=False)
 
 
-async def _keep(context: Context, stops: Stops, session: str, halt: Halt, round_: _Round) -> str:
-    """Store the answers, off the event loop, and end the round; returns what the page says if that failed."""
-    answers = [(answer.text, answer.finish) for answer in round_.answers]
+async def _keep(stops: Stops, session: str, halt: Halt, round_: Round, store: Store) -> str:
+    """Store what was said, off the event loop, and end the round; returns what the page says if that failed."""
     try:
-        if not round_.said:
-            return ""  # the question stays open, and can be tried again
+        again = any(speech.old for speech in round_.speeches)
+        if not (any(speech.replaces for speech in round_.speeches) if again else round_.said):
+            return ""  # the question stays open, or the old answer as it was: both can be tried again
         for left in reversed(range(STORE_TRIES)):
             try:
-                await asyncio.to_thread(store_answers, context, round_.conversation, round_.cast, answers)
+                round_.kept = await asyncio.to_thread(store)
                 break
             except DatabaseBusy:
                 if not left:
                     raise
-        round_.kept = True
         return ""
     except PlumbError as error:
         return chat_view.problem(f"These answers are shown, but they could not be stored. {error}")
@@ -268,90 +238,31 @@ async def _keep(context: Context, stops: Stops, session: str, halt: Halt, round_
         stops.end(session, halt)
 
 
-async def _converse(
-    context: Context, user: str, round_: _Round, decoding: Decoding, halt: Halt
-) -> AsyncGenerator[str]:
-    """Find the model and stream the answers into the round; yields the status line."""
-    with Hold(context.folder) as hold:
-        for _ in range(SEARCHES):
-            ready = None
-            async with aclosing(_searching(context, user, round_, hold)) as states:
-                async for state in states:
-                    if halt.asked:
-                        return
-                    if isinstance(state, Ready):
-                        ready = state
-                    else:
-                        yield chat_view.waiting(state)
-            assert ready is not None  # the search ends with it, or raises
-            turns = round_.conversation.turns
-            columns = [
-                {
-                    "id": name,
-                    "adapter": adapter,
-                    "messages": await asyncio.to_thread(history, context, turns, number, decoding.system),
-                }
-                for number, (name, adapter) in enumerate(zip(COLUMNS, round_.cast.adapters, strict=True))
-            ]
-            round_.spoke = True
-            source = stream(context, ready, columns, decoding.asked())
-            try:
-                async with aclosing(paced(source, halt)) as frames:
-                    async for frame in frames:
-                        for event in frame:
-                            round_.take(event)
-                        yield round_.status()
-                return
-            except ModelGone:
-                # It has left, but its last event isn't read yet: the next look finds it ended and starts another.
-                round_.spoke = False
-                yield chat_view.note("The model's process has left; looking for another …", busy=True)
-                await asyncio.sleep(PATIENCE_SECONDS * 2)
-    raise PlumbError("The model's process does not answer. Stop its job on the Jobs page and send again.")
+def _sources(
+    context: Context, user: str, round_: Round, decoding: Decoding, halt: Halt
+) -> list[AsyncGenerator[Told]]:
+    """Who is asked: the base's process for all of its columns at once, and each endpoint for itself.
 
-
-def _searching(context: Context, user: str, round_: _Round, hold: Hold) -> AsyncGenerator[Waiting | Ready]:
-    needed = [adapter for adapter in round_.cast.adapters if adapter is not None]
-    return ready_process(context, user, round_.cast.model, needed, hold)
-
-
-async def paced(source: AsyncGenerator[Event], halt: Halt) -> AsyncGenerator[list[Event]]:
-    """Events in frames: what came within `FRAME_SECONDS`, or nothing after `PATIENCE_SECONDS` of silence.
-
-    Ends with the source, or when `halt` is asked for; either way the source is closed.
+    Raises:
+        UserError: an image's file is missing.
     """
-    inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+    question = next(turn for turn in reversed(round_.conversation.turns) if turn.role == "user")
+    turns = [turn for turn in round_.conversation.turns if turn.position <= question.position]
+    read: dict[str, str] = {}
+    own: list[dict[str, Any]] = []
+    sources: list[AsyncGenerator[Told]] = []
+    for speech in round_.speeches:
+        messages = history(context, turns, speech.column, decoding.system, decoding.without_images, read)
+        if speech.speaker.outside is None:
+            begun = {"prefix": speech.begin} if speech.begin else {}
+            own.append({"id": speech.side, "adapter": speech.speaker.adapter, "messages": messages, **begun})
+            continue
+        from workbench.outside_chat import stream_outside
 
-    async def pump() -> None:
-        ending: Exception | None = None
-        try:
-            async with aclosing(source) as events:
-                async for event in events:
-                    inbox.put_nowait(event)
-        except Exception as error:
-            ending = error  # raised again where the frames are read
-        finally:
-            inbox.put_nowait(ending)
-
-    task = asyncio.create_task(pump())
-    try:
-        while not halt.asked:
-            try:
-                frame = [await asyncio.wait_for(inbox.get(), PATIENCE_SECONDS)]
-            except TimeoutError:
-                yield []
-                continue
-            if frame[0] is not None and not isinstance(frame[0], Exception):
-                await asyncio.sleep(FRAME_SECONDS)
-            while not inbox.empty():
-                frame.append(inbox.get_nowait())
-            events = [event for event in frame if event is not None and not isinstance(event, Exception)]
-            if events:
-                yield events
-            if isinstance(frame[-1], Exception):
-                raise frame[-1]
-            if frame[-1] is None:
-                return
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+        answers = stream_outside(context.settings, speech.side, speech.speaker, messages, decoding)
+        sources.append(until_stopped(answers, speech.side, halt))
+    if own:
+        adapters = changed(round_.cast, speakers=tuple(speech.speaker for speech in round_.speeches)).needed
+        asked = Asked(user, round_.cast.model, adapters, own, decoding.asked())
+        sources.append(own_answers(context, asked, halt))
+    return sources

@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from storage.errors import UserError
 
 Choice = tuple[str, Any]
-Kind = Literal["integer", "number", "flag", "choice", "text", "ids"]
+Kind = Literal["integer", "number", "flag", "choice", "text", "ids", "words"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shown(control: Control, value: Any) -> Any:
     """A value as its widget shows it."""
-    if control.kind == "ids":
+    if control.kind in ("ids", "words"):
         return ", ".join(str(item) for item in value or ())
     if control.optional and control.kind != "flag":
         return "" if value is None else str(value)
@@ -243,6 +243,8 @@ def _component(control: Control, dropdowns: Mapping[str, bool], width: int, wide
 def _read(control: Control, held: Any) -> Any:
     if control.kind == "ids":
         return _ids(control, held)
+    if control.kind == "words":
+        return tuple(word.strip() for word in str(held or "").split(",") if word.strip())
     if control.kind == "integer" and isinstance(held, float) and held.is_integer():
         return int(held)  # the browser knows one kind of number
     if control.optional and (held is None or (isinstance(held, str) and not held.strip())):
@@ -275,6 +277,8 @@ def _kind(annotation: Any, path: str) -> tuple[Kind, tuple[str, ...]]:
         return "choice", tuple(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) is tuple and get_args(annotation) == (int, ...):
         return "ids", ()
+    if get_origin(annotation) is tuple and get_args(annotation) == (str, ...):
+        return "words", ()
     kinds: dict[Any, Kind] = {bool: "flag", int: "integer", float: "number", str: "text"}
     if annotation not in kinds:
         raise TypeError(f"There is no control for {path} of type {annotation!r}.")

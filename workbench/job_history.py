@@ -183,7 +183,7 @@ def downloads(job: Job, size: int, has_log: bool, attempt: int | None = None) ->
     """Links to the log and to the run folder.
 
     Args:
-        size: bytes of the run folder; 0 where it is gone.
+        size: bytes of all files in the run folder, as its download unpacked takes; 0 where it is gone.
         attempt: the one whose part of the log is shown.
     """
     links = []

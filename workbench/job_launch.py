@@ -5,9 +5,11 @@ Plain functions; `workbench/pages/jobs.py` wires them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
@@ -16,17 +18,18 @@ from jobs.configs import KINDS, PRESETS, CallConfig, parse_config
 from jobs.judges import rules
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
-from jobs.merged import list_merged
+from jobs.merged import list_merged, read_merged
 from jobs.models import DEMO
+from jobs.outside import outside_choices
 from jobs.rubric import list_rubrics
 from jobs.settings import Settings
 from storage.adapters import list_adapters
 from storage.candidates import count_candidates
 from storage.datasets import list_datasets
 from storage.errors import UserError
+from storage.finding import SampleFilter, count_samples, facets
 from storage.records import Job
 from storage.results import samples_without_result
-from storage.samples import SampleFilter, count_samples, facets
 from workbench import training_form
 from workbench.forms import Choice, Control, controls_of, flatten
 from workbench.training_form import TRAINED
@@ -39,6 +42,7 @@ MAIN: dict[str, tuple[str, ...]] = {
     "generate": (
         "model",
         "adapter",
+        "outside",
         "candidates",
         "temperature",
         "max_new_tokens",
@@ -65,6 +69,7 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
     "generate": {
         "model": True,
         "adapter": False,
+        "outside": True,
         "device": False,
         "samples.source": False,
         "samples.dataset": False,
@@ -103,6 +108,9 @@ _JUDGES: dict[str, str] = {
     "openai": "OpenAI-compatible endpoint",
 }
 _MODES: tuple[Choice, ...] = (("all answers together", "together"), ("each answer alone", "alone"))
+
+# Merged weights may be the base of others that are merged again.
+_MERGED_TIMES = 10
 
 # What a preset leaves alone: whose run it is, not how it runs.
 _KEPT = frozenset({"dataset", "model", "name", "device", "start_adapter", "processes", "accelerate_config"})
@@ -143,7 +151,13 @@ def offers(db: Database, settings: Settings) -> Offers:
     asked = judge_choices(settings)
     return Offers(
         choices={
-            "generate": {"model": models, "adapter": adapter_choices(db, DEMO), "device": devices, **samples},
+            "generate": {
+                "model": models,
+                "adapter": adapter_choices(db, DEMO),
+                "outside": outside_models(settings),
+                "device": devices,
+                **samples,
+            },
             "judge": {**asked, **samples},
             "checklist": {
                 "judge": [choice for choice in asked["judge"] if choice[1] != rules.NAME],
@@ -212,6 +226,11 @@ def adapter_choices(db: Database, model: str) -> list[Choice]:
     ]
 
 
+def outside_models(settings: Settings) -> list[Choice]:
+    """None of them, then what endpoints serve now; nothing where no endpoint is set, so that no field is shown."""
+    return [("none: base or adapter", ""), *outside_choices(settings)] if settings.endpoints else []
+
+
 def _hints(db: Database) -> dict[str, str]:
     hints = {}
     if not count_samples(db, SampleFilter()):
@@ -228,7 +247,14 @@ def _hints(db: Database) -> dict[str, str]:
 
 
 def preset_for(model: str) -> str:
-    """The preset that fits a model of this name."""
+    """The preset that fits a model of this name; merged weights are trained as their base is."""
+    for _ in range(_MERGED_TIMES):
+        made = None
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name that can be no path
+            made = read_merged(Path(model).expanduser())
+        if made is None:
+            break
+        model = made.base_model
     return "demo" if model == DEMO else "paper"
 
 

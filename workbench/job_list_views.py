@@ -22,7 +22,6 @@ def job_list(
     open_jobs: int = 0,
     sweeps: Mapping[int, Mapping[JobStatus, int]] | None = None,
     waits: Mapping[int, str] | None = None,
-    deleted: Sequence[Job] = (),
 ) -> str:
     """The list as links that carry their job, marked with the address of the selected one.
 
@@ -33,15 +32,13 @@ def job_list(
         open_jobs: queued or at work; the page's header shows the number.
         sweeps: how many jobs of a sweep are in which state, by its number.
         waits: what queued jobs wait for besides a free slot, by id.
-        deleted: jobs whose run lies in the bin.
     """
     address = f' data-url="?job={selected}"' if selected is not None else ""
     mark = f'<span data-open="{open_jobs}"{address}></span>'
-    bin_ = _deleted(deleted, selected, now)
     if not jobs:
         return (
             f'{mark}<div class="plumb-empty"><b>No jobs yet.</b><p>Choose what to do on the right, and press '
-            f"Start. A job goes on when you close this page.</p></div>{bin_}"
+            f"Start. A job goes on when you close this page.</p></div>"
         )
     entries, shown = "", None
     for job in jobs:
@@ -52,7 +49,7 @@ def job_list(
             job, positions.get(job.id, 0), (waits or {}).get(job.id, ""), left.get(job.id), job.id == selected, now
         )
     rest = '<a class="plumb-more" href="/jobs" data-more="1">Show older jobs</a>' if more else ""
-    return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}{bin_}'
+    return f'{mark}<nav class="plumb-jobs" aria-label="Jobs">{entries}</nav>{rest}'
 
 
 def _entry(job: Job, position: int, waits: str, left: float | None, selected: bool, now: datetime) -> str:
@@ -80,8 +77,12 @@ def _sweep(sweep: int, states: Mapping[JobStatus, int]) -> str:
     )
 
 
-def _deleted(jobs: Sequence[Job], selected: int | None, now: datetime) -> str:
-    """The runs in the bin, folded away; each can be opened and restored."""
+def deleted_runs(jobs: Sequence[Job], selected: int | None) -> str:
+    """The runs in the bin, folded away; each can be opened and restored.
+
+    It says when each was deleted and not how long ago: what changes by itself would be drawn anew, and folded,
+    under the eyes of whoever reads it.
+    """
     if not jobs:
         return ""
     entries = ""
@@ -90,11 +91,15 @@ def _deleted(jobs: Sequence[Job], selected: int | None, now: datetime) -> str:
         here = " aria-current=true" if job.id == selected else ""
         entries += (
             f'<li><a href="/jobs?job={job.id}" data-job="{job.id}"{here}>'
-            f"#{job.id} {escape(kind_name(job))}</a> {when(job.deleted_at or job.created_at, now)}{by}</li>"
+            f"#{job.id} {escape(kind_name(job))}</a> {_on(job.deleted_at or job.created_at)}{by}</li>"
         )
     opened = " open" if any(job.id == selected for job in jobs) else ""
     many = f"{len(jobs)} deleted run{'' if len(jobs) == 1 else 's'}"
     return f'<details class="plumb-bin"{opened}><summary>{many}</summary><ul>{entries}</ul></details>'
+
+
+def _on(stamp: str) -> str:
+    return f'<time datetime="{escape(stamp, quote=True)}">{escape(stamp[:16].replace("T", " "))} UTC</time>'
 
 
 def queue_line(queued: int, held: Held | None, no_room: str, now: datetime) -> str:

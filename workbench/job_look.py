@@ -13,7 +13,7 @@ from sqlite_utils import Database
 
 from jobs import bin as recycling
 from jobs import steering
-from jobs.disk import run_bytes
+from jobs.disk import RunSizes, run_sizes
 from jobs.disk_guard import has_room
 from jobs.judges import rules
 from jobs.processes import find_process
@@ -66,6 +66,7 @@ class Look:
     """
 
     jobs: str = ""
+    bin: str = ""
     queue: str = ""
     held: bool = False
     head: str = ""
@@ -153,12 +154,12 @@ def _list(
         count_open(db),
         sweep_states(db, sorted({job.sweep for job in shown if job.sweep is not None})),
         {job.id: _waits(db, job, held) for job in queued},
-        recycling.deleted_runs(db),
     )
+    deleted = job_list_views.deleted_runs(recycling.deleted_runs(db), selected)
     waiting = len(queued_jobs(db))
     no_room = has_room(db, context.settings) if waiting else ""
     line = job_list_views.queue_line(waiting, held, no_room, now)
-    return {"jobs": listed, "queue": line, "held": held is not None}
+    return {"jobs": listed, "bin": deleted, "queue": line, "held": held is not None}
 
 
 def _waits(db: Database, job: Job, held: steering.Held | None) -> str:
@@ -191,7 +192,7 @@ def _opened(
     piece = job_logs.tail(run.log, attempt.log_begin, attempt.log_end) if attempt else job_logs.tail(run.log)
     number = attempt.number if attempt else None
     there = job.deleted_at is None and run.path.is_dir()
-    size = run_bytes(run) if there else 0
+    size = run_sizes(run) if there else RunSizes()
     tries = job_history.tries(job, attempts, fruitless_attempts(db, job.id))
     training = job.kind in TRAINED
     head = job_views.headline(
@@ -201,7 +202,7 @@ def _opened(
         now,
         steering.waits_for(db, job),
         tries,
-        _takes(job, attempts, size),
+        _takes(job, attempts, size.own),
     )
     return {
         "head": head,
@@ -211,7 +212,7 @@ def _opened(
         "results": job_views.results(job, made, dataset),
         "settings": job_views.settings(job),
         "log": job_history.log_view(piece, job.status, _notes(watch, job, run), number),
-        "downloads": job_history.downloads(job, size, there and run.log_size() > 0, number),
+        "downloads": job_history.downloads(job, size.whole, there and run.log_size() > 0, number),
         "attempts": job_history.attempts_table(attempts, far, number, now),
         "attempt_count": len(attempts),
         "ends": run_views.at_the_end(job, drawing.ends) if training else "",

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from jobs.configs import KINDS
 from jobs.judges import rules
 from jobs.judges.ledger import dollars
+from storage.contests import Contest
 from storage.lifecycle import ENDED, JobStatus
 from storage.records import Adapter, Job
 from storage.results import Calls, JobResults
@@ -126,6 +127,8 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
         lines.append(f'Data set: <a href="/pairs">{escape(dataset)}</a>')
     if job.kind in TRAINED:
         lines.append(_others(job, dataset))
+    if found.contest is not None:
+        lines.append(_contest_line(found.contest))
     if job.kind == "merge" and job.status is JobStatus.DONE:
         lines.append('The merged weights stand on <a href="/models">Models</a>; they can be a base model now.')
     if job.kind == "push":
@@ -133,6 +136,15 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
     if job.kind == "serve" and job.status is JobStatus.RUNNING:
         lines.append('It answers on the <a href="/chat">Chat</a> page. Stop it to free its device.')
     return f'<ul class="plumb-results">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _contest_line(contest: Contest) -> str:
+    """How much of it can be voted on, and where."""
+    partial = f", {contest.partial:,} of them in part" if contest.partial else ""
+    return (
+        f"<b>{contest.answered + contest.partial:,}</b> of {contest.total:,} prompts answered{partial}: "
+        f'<a href="/contests?contest={contest.id}">vote on them</a> in “{escape(contest.name)}”.'
+    )
 
 
 def _others(job: Job, dataset: str | None) -> str:

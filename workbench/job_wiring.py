@@ -23,6 +23,9 @@ FORGET = "(...inputs) => { history.replaceState(null, '', location.pathname); re
 # What is asked has the keyboard: Enter on the safe answer, Tab to the other.
 _FOCUS = "() => { const b = document.querySelector('#confirm-cancel'); if (b) b.focus(); }"
 
+# What a person types or chooses that may be refused, by the names of `job_look.Look`.
+_TYPED = frozenset({"waiting", "priority", "follows", "retries"})
+
 Updates = dict[Any, Any]
 Known = Mapping[str, int]
 
@@ -63,6 +66,8 @@ def wire_opened(context: Context, page: Shown, opened: Opened, queue: Queue, und
             job_id: int | None, known: Known, most: int, place: int | None, part: int | None, *more: Any
         ) -> Updates:
             problem = act(context, job_id, *more)
+            if problem:  # a field that was refused shows again what holds
+                known = {name: digest for name, digest in known.items() if name not in _TYPED}
             return page.show(job_id, known, most, place, part) | tell(problem) | unasked()
 
         return do

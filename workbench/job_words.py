@@ -18,6 +18,7 @@ KIND_NAMES = {
     "judge": "Judge",
     "checklist": "Checklists",
     **training_form.NAMES,
+    "contest": "Contest",
     "serve": "Chat model",
     "merge": "Merge",
     "push": "Push",
@@ -34,7 +35,9 @@ def summary(job: Job) -> str:
     config = job.config
     match job.kind:
         case "generate":
-            return f"{config.get('candidates')} candidates a sample from {model_name(config.get('model'))}"
+            number = config.get("candidates")
+            what = "1 candidate" if number == 1 else f"{number} candidates"
+            return f"{what} a sample from {model_name(config.get('outside') or config.get('model'))}"
         case "judge":
             if config.get("judge") == rules.NAME:
                 return rules.NAME
@@ -44,6 +47,8 @@ def summary(job: Job) -> str:
             return ", ".join(str(word) for word in words if word)
         case "checklist":
             return f"at most {config.get('items')} items a sample, by {config.get('model')}"
+        case "contest":
+            return _contest_summary(job)
         case kind if kind in TRAINED:
             return _training_summary(job)
         case "merge":
@@ -58,6 +63,13 @@ def summary(job: Job) -> str:
             count = len(config.get("adapters") or ())
             return f"{model_name(config.get('model'))} with {count} adapter{'' if count == 1 else 's'}"
     return ""
+
+
+def _contest_summary(job: Job) -> str:
+    """The list alone: the notice of its end reaches people who still vote blind."""
+    config = job.config
+    asked = config.get("name") or Path(str(config.get("prompts") or "samples")).name
+    return f"{asked}, {len(config.get('columns') or ())} speakers"
 
 
 def _training_summary(job: Job) -> str:

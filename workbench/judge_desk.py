@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from jobs.rubric import (
     unreadable_rubrics,
 )
 from jobs.settings import Settings
-from storage.errors import PlumbError, UserError
+from storage.errors import Conflict, PlumbError, UserError
 from storage.records import METRICS
 from workbench import judge_views
 from workbench.context import Context
@@ -189,12 +190,27 @@ def _sentences(model: type[BaseModel], error: ValidationError) -> list[str]:
     return found
 
 
+def mark_of(terms: Terms | None) -> str:
+    """By which a page knows whether the table is still the one that it shows; "" where it shows none."""
+    return "" if terms is None else hashlib.sha256(terms.model_dump_json().encode()).hexdigest()
+
+
 def save_table(
-    context: Context, raw: str, money_a_day: float | None, day_begins_in: str | None
+    context: Context, raw: str, money_a_day: float | None, day_begins_in: str | None, shown: str = ""
 ) -> tuple[str, str]:
-    """(message, the table anew, or "" where nothing was saved)."""
+    """(message, the table anew, or "" where nothing was saved).
+
+    Args:
+        shown: the mark of the table that the page showed; "" where it showed none. A tab that was opened before
+            somebody lowered a cap must not raise it again unseen.
+    """
     try:
         terms = read_table(raw, money_a_day, day_begins_in)
+        if shown and shown != mark_of(table(context)[0]):
+            raise Conflict(
+                "Not saved. Somebody has changed prices or limits since this page showed them. Load the page anew "
+                "to see what holds, then change what you want."
+            )
         write_terms(context.folder.judges, terms)
     except PlumbError as error:
         return notice(str(error), "bad"), ""
@@ -222,6 +238,17 @@ def show_today(context: Context) -> str:
         return judge_views.today(Ledger(context.folder.judges).tell(terms), terms)
     except PlumbError as error:
         return notice(str(error), "bad")
+
+
+def open_again(context: Context, model: str) -> str:
+    """Have a model asked again that is closed for its day's quota; returns what to tell."""
+    try:
+        opened = Ledger(context.folder.judges).open_again(model)
+    except PlumbError as error:
+        return notice(str(error), "bad")
+    if not opened:
+        return notice(f"{model} is not closed any more.", "good")
+    return notice(f"{model} is asked again; jobs that wait for it go on within a minute.", "good")
 
 
 # --- rubrics ---

@@ -148,6 +148,11 @@ def _use(model: str, use: ModelUse, terms: Terms) -> str:
     if use.closed is not None:
         moment = datetime.fromtimestamp(use.closed.until, UTC)
         closed = f"until {moment:%H:%M} UTC: {escape(use.closed.why)}"
+        if use.closed.kind == "day":
+            closed += (
+                f' <button type="button" class="pb-button small" data-open="{escape(model, quote=True)}" '
+                f'aria-label="Ask {escape(model, quote=True)} again">Ask again</button>'
+            )
     return (
         f'<tr><th scope="row">{escape(model)}</th><td>{requests}</td><td>{tokens}</td>'
         f'<td class="pj-why">{closed}</td></tr>'

@@ -17,6 +17,7 @@ from jobs import bin as recycling
 from jobs import devices, disk, disk_guard, doctor
 from jobs.disk_commands import read_bytes
 from jobs.settings import Settings
+from jobs.standby import differs
 from storage import jobs as store
 from storage.errors import DatabaseBusy, NotFound, PlumbError, UserError
 from storage.records import Job
@@ -34,12 +35,14 @@ class Live:
         holders: by slot, the jobs to which Plumb has given it; their processes may not be on it yet.
         jobs: by id, those that have a process on one of them.
         crowded: by slot, how much of it other people's processes fill.
+        differs: how the supervisor at work differs from this app's settings, with the remedy; "" for nothing.
     """
 
     devices: Sequence[devices.Device]
     holders: Mapping[str, Sequence[Job]] = field(default_factory=dict)
     jobs: Mapping[int, Job] = field(default_factory=dict)
     crowded: Mapping[str, str] = field(default_factory=dict)
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def live(context: Context) -> Live:
                 jobs[job_id] = store.get_job(db, job_id)
             except NotFound:
                 continue
-    return Live(found, holders, jobs, devices.crowded(found))
+    return Live(found, holders, jobs, devices.crowded(found), differs(context.settings))
 
 
 def storage(context: Context) -> Storage:
@@ -199,13 +202,18 @@ def restore(context: Context, job_id: int) -> Job:
 
 
 def empty_bin(context: Context, before: datetime | None = None) -> str:
-    """Remove for good what was put into the bin before a moment (None: all); returns what to tell."""
-    sizes = {job.id: size for job, size in waste(context).runs}
+    """Remove for good what was put into the bin before a moment (None: all); returns what to tell.
+
+    Raises:
+        PlumbError: the run folders' disk is not mounted, or something could not be removed; the rest is.
+    """
     with context.database() as db:
-        gone = recycling.purge(db, context.settings, before)
-    size = sum(sizes.get(job_id, 0) for job_id in gone)
-    runs = "1 run is" if len(gone) == 1 else f"{len(gone)} runs are"
-    return f"{runs} removed for good; about {in_words(size)} are free."
+        done = recycling.purge_all(db, context.settings, before)
+    runs = "1 run is" if len(done.jobs) == 1 else f"{len(done.jobs)} runs are"
+    told = f"{runs} removed for good; about {in_words(done.bytes)} are free."
+    if done.left:
+        raise UserError(f"{told} {' '.join(done.left)}")
+    return told
 
 
 def backup_commands(context: Context) -> list[str]:

@@ -35,9 +35,10 @@ _STATES = {"ok": ("ok", "accepted"), "warning": ("warning", "proposed"), "wrong"
 
 
 def devices(found: Live) -> str:
-    """A card for each slot."""
+    """A card for each slot; above them, that jobs get others."""
     cards = "".join(_device(device, found) for device in found.devices)
-    return f'<div class="pd-devices">{cards}</div>'
+    other = f'<p class="pd-problem" role="alert">{escape(found.differs)}</p>' if found.differs else ""
+    return f'{other}<div class="pd-devices">{cards}</div>'
 
 
 def _device(device: Device, found: Live) -> str:

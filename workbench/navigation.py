@@ -7,11 +7,13 @@ from typing import Literal
 
 from sqlite_utils import Database
 
+from storage.finding import SampleFilter, count_samples
 from storage.jobs import count_open
 from storage.pairs import count_pairs
-from storage.samples import SampleFilter, count_samples
 
-PageName = Literal["samples", "judges", "agreement", "pairs", "jobs", "models", "chat", "machine"]
+PageName = Literal[
+    "samples", "judges", "agreement", "pairs", "jobs", "models", "chat", "contests", "machine", "people"
+]
 PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("samples", "Samples", "/"),
     ("judges", "Judges", "/judges"),
@@ -20,6 +22,8 @@ PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("jobs", "Jobs", "/jobs"),
     ("models", "Models", "/models"),
     ("chat", "Chat", "/chat"),
+    ("contests", "Contests", "/contests"),
+    ("people", "People", "/people"),
     ("machine", "Machine", "/machine"),
 )
 
@@ -35,10 +39,12 @@ def counts(db: Database) -> dict[str, int]:
     }
 
 
-def header(active: PageName, numbers: dict[str, int] | None = None, user: str = "") -> str:
-    """The header's HTML; without numbers it stands there before they are known."""
+def header(active: PageName, numbers: dict[str, int] | None = None, user: str = "", login: bool = False) -> str:
+    """The header's HTML; without numbers it stands there before they are known. `login`: one can log out."""
     links = []
     for name, title, href in PAGES:
+        if name == "people":  # at the user's name
+            continue
         number = (numbers or {}).get(name, 0)
         shown = f"{number:,}" if number else ""
         current = ' aria-current="page"' if name == active else ""
@@ -46,7 +52,18 @@ def header(active: PageName, numbers: dict[str, int] | None = None, user: str = 
         links.append(
             f'<a href="{href}"{current}>{title}<span class="pb-count" data-count="{name}">{shown}{unit}</span></a>'
         )
-    who = f'<span class="pb-user" title="Signed in as">{escape(user)}</span>' if user else ""
+    who = ""
+    if user:
+        current = ' aria-current="page"' if active == "people" else ""
+        who = (
+            f'<a class="pb-user" href="/people"{current} data-user="{escape(user)}" '
+            f'title="You are {escape(user)}; people, and your password"><bdi>{escape(user)}</bdi></a>'
+        )
+        if login:  # a form: a link could be followed by whoever prefetches
+            who += (
+                '<form method="post" action="/logout" class="pb-logout">'
+                '<button type="submit" class="pb-button small">Log out</button></form>'
+            )
     return (
         '<header class="pb-header"><a class="pb-brand" href="/" aria-label="Plumb, start page">'
         '<svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d="M8 0v7" '

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 
 from jobs.freezing import Contents, contents_of
 from jobs.pairing import Preview
+from storage.pair_trouble import Trouble, Troubles
 from storage.pairs import STATUSES
 from storage.records import Dataset, PairView
 from workbench.views import data_counts, empty, go, thumbnail
@@ -76,6 +77,8 @@ def preview(found: Preview, margin: int, most: int) -> str:
         ("too close", f"{found.too_close:,}"),
         ("not scored", f"{found.unscored:,}"),
     ]
+    if found.too_long:
+        facts.append(("left out by the cap on length", f"{found.too_long:,}"))
     if found.pairs:
         facts += [
             ("chosen, mean length", f"{found.chosen_characters:.0f} characters"),
@@ -103,6 +106,19 @@ def statuses(counts: Mapping[str, int], current: str, sample_id: int | None) -> 
     return f'<nav class="pb-tabs" {told} aria-label="Pairs by status">{"".join(links)}</nav>'
 
 
+def troubles(found: Troubles, current: Trouble | None) -> str:
+    """How many pairs contradict each other, or say the same twice, each number a link to them."""
+    parts = []
+    for kind, words in (("contradiction", "contradict another"), ("duplicate", "say what another says")):
+        number = len(found.contradiction if kind == "contradiction" else found.duplicate)
+        text = f"{number:,} {words}"
+        if kind == current:
+            parts.append(f'<b class="pb-warn">{text}</b> {go("/pairs", "show all pairs")}')
+        elif number:
+            parts.append(go(f"/pairs?trouble={kind}", text, "pb-warn"))
+    return f'<p class="pb-sub pb-problems" role="status">{" · ".join(parts)}</p>' if parts else ""
+
+
 def _tab(status: str, title: str, number: int, current: str) -> str:
     here = ' aria-current="true"' if status == current else ""
     search = f"/pairs?{urlencode({'status': status})}" if status else "/pairs"
@@ -111,7 +127,12 @@ def _tab(status: str, title: str, number: int, current: str) -> str:
 
 
 def pair_list(
-    views: Sequence[PairView], status: str, first: bool, after: int | None, sample_id: int | None = None
+    views: Sequence[PairView],
+    status: str,
+    first: bool,
+    after: int | None,
+    sample_id: int | None = None,
+    trouble: Trouble | None = None,
 ) -> str:
     """A keyset page of cards.
 
@@ -119,13 +140,18 @@ def pair_list(
         first: whether this is the list's first page.
         after: the id after which the next page starts; None on the last page.
         sample_id: the list is of this sample's pairs alone.
+        trouble: the list is of pairs in this trouble alone.
     """
     base = {"status": status} if status else {}
+    if trouble is not None:
+        base["trouble"] = trouble
     if sample_id is not None:
         base["sample"] = str(sample_id)
     if not views and not first:
         return empty("No more pairs", "The list ends before this page.", "/pairs?" + urlencode(base), "First page")
     if not views:
+        if trouble:
+            return empty(f"No {trouble} is left", "No pair is in this trouble.", "/pairs", "All pairs")
         if status:
             return empty(f"No pair is {escape(status)}", "Choose another status above.")
         return empty(
@@ -169,9 +195,18 @@ def card(view: PairView) -> str:
         f'<div class="pb-sides">{_side("chosen", view.chosen, pair.chosen_quality)}'
         f"{_side('rejected', view.rejected, pair.rejected_quality)}</div></div>"
         f'<div class="pb-pair-act"><p><span class="pb-chip {pair.status}">{pair.status}</span> '
-        f'<span class="pb-sub">by {pair.origin} · {escape(pair.user)} · #{pair.id}</span></p>'
+        f'<span class="pb-sub">{_origin(view)} · {escape(pair.user)} · #{pair.id}</span></p>'
         f'<div class="pb-acts">{buttons}{flip}</div></div></article>'
     )
+
+
+def _origin(view: PairView) -> str:
+    """Where a pair comes from; that of a vote leads back to its conversation."""
+    if view.conversation is None:
+        if view.pair.imported is not None:
+            return f"came with {escape(view.pair.imported)}"
+        return f"by {view.pair.origin}"
+    return f'by <a href="/chat?conversation={view.conversation}">{view.pair.origin} in a chat</a>'
 
 
 def _side(name: str, text: str, quality: float | None) -> str:

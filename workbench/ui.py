@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,17 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from gradio.routes import App
 from starlette.staticfiles import StaticFiles
 
 from storage.errors import PlumbError
-from workbench import api, chat_export, door, images, job_downloads, job_notices
+from workbench import (
+    api,
+    chat_export,
+    door,
+    find_api,
+    images,
+    job_downloads,
+    job_notices,
+    login,
+    people_api,
+    roles,
+)
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import agreement, chat, jobs, judges, machine, models, pairs, samples
+from workbench.pages import agreement, chat, contests, jobs, judges, machine, models, pairs, people, samples
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
@@ -33,7 +45,9 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "jobs": jobs.build,
     "models": models.build,
     "chat": chat.build,
+    "contests": contests.build,
     "machine": machine.build,
+    "people": people.build,
 }
 
 
@@ -46,7 +60,7 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
         gr.mount_gradio_app(
             app,
-            build_pages(context),
+            build_pages(context, doorkeeper),
             path="/",
             auth_dependency=doorkeeper.identify,
             footer_links=[],
@@ -65,10 +79,14 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
 
 def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     """Everything but the pages: login, images, what is saved at a click, style and script; behind the door."""
-    app = FastAPI(title="Plumb", openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(door.routes(doorkeeper))
+    enough = [Depends(roles.guard(doorkeeper))]
+    app = FastAPI(title="Plumb", openapi_url=None, docs_url=None, redoc_url=None, dependencies=enough)
+    app.include_router(login.routes(doorkeeper))
+    app.include_router(roles.routes(doorkeeper))
+    app.include_router(people_api.routes(context, doorkeeper))
     app.include_router(images.routes(context))
     app.include_router(api.routes(context, doorkeeper))
+    app.include_router(find_api.routes(context, doorkeeper))
     app.include_router(chat_export.routes(context, doorkeeper))
     app.include_router(job_notices.routes(context, doorkeeper))
     app.include_router(job_downloads.routes(context))
@@ -85,7 +103,7 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     return app
 
 
-def build_pages(context: Context) -> gr.Blocks:
+def build_pages(context: Context, doorkeeper: door.Door | None = None) -> gr.Blocks:
     """All pages as one multi-page Gradio app; `workbench/pages/NAME.py` has `build(context)`."""
     with _without_spare_apps():
         with gr.Blocks(
@@ -97,6 +115,12 @@ def build_pages(context: Context) -> gr.Blocks:
                 _page(context, name)
         root.queue(default_concurrency_limit=CONCURRENCY, api_open=False, max_size=512)
     _answer_directly(root)
+    _send_updates_whole(root)
+    roles.guard_events(root, doorkeeper or door.Door(context.settings))
+    # Gradio looks whether a file that a browser names was really uploaded only in apps that were "launched", and
+    # ours is mounted: without this, a forged request could have any file of this machine read as a picture or as a
+    # list of prompts.
+    root.has_launched = True
     return root
 
 
@@ -110,6 +134,29 @@ def _answer_directly(root: gr.Blocks) -> None:
     for function in root.fns.values():
         if not function.types_generator:
             function.queue = False
+
+
+def _send_updates_whole(root: gr.Blocks) -> None:
+    """Keep a stream's next frame from undoing what the last one changed.
+
+    Gradio 6.31 sends an update (`gr.update(interactive=False)`) that differs from the last frame's as edits of
+    that one, and its client makes them in the object that it has just handed to the page: where the next frame
+    comes before the page has read it, a property that is not named any more is lost, and Stop stays pressable. A
+    whole new update leaves the old one as it was. Can go when the client copies.
+    """
+    edits = root.handle_streaming_diffs
+
+    def whole(function: Any, data: list[Any], *more: Any, **named: Any) -> list[Any]:
+        wanted = list(data)
+        sent = edits(function, data, *more, **named)
+        if named.get("final"):  # the last frame's values, not edits of them
+            return sent
+        return [
+            [["replace", [], new]] if isinstance(new, dict) and isinstance(old, list) and old else old
+            for new, old in zip(wanted, sent, strict=True)
+        ]
+
+    root.handle_streaming_diffs = whole
 
 
 @contextmanager
@@ -135,7 +182,7 @@ def _page(context: Context, name: PageName) -> None:
 
     def on_load(request: gr.Request) -> str:
         with context.database() as db:
-            return header(name, counts(db), context.user(request))
+            return header(name, counts(db), context.user(request), login=context.asks_login)
 
     gr.on(
         [gr.context.Context.root_block.load],
@@ -146,6 +193,28 @@ def _page(context: Context, name: PageName) -> None:
         queue=False,
         api_visibility="private",
     )
+
+
+# Buttons beside the primary one look like our own, `.pb-button`, in light and dark alike (static/plumb.css).
+_QUIET_BUTTONS = {
+    "button_border_width": "1px",
+    "button_border_width_dark": "1px",
+    "button_secondary_background_fill": "var(--pb-paper)",
+    "button_secondary_background_fill_dark": "var(--pb-paper)",
+    "button_secondary_background_fill_hover": "var(--pb-paper)",
+    "button_secondary_background_fill_hover_dark": "var(--pb-paper)",
+    "button_secondary_border_color": "var(--pb-line)",
+    "button_secondary_border_color_dark": "var(--pb-line)",
+    "button_secondary_border_color_hover": "var(--pb-dim)",
+    "button_secondary_border_color_hover_dark": "var(--pb-dim)",
+    "button_secondary_text_color": "var(--pb-ink)",
+    "button_secondary_text_color_dark": "var(--pb-ink)",
+    "button_small_padding": "4px 10px",
+    "button_small_text_size": "13px",
+    "button_small_text_weight": "400",
+    "button_medium_text_weight": "500",
+    "button_medium_padding": "6px 12px",
+}
 
 
 def _theme() -> gr.themes.Base:
@@ -159,7 +228,7 @@ def _theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_sm,
         font=sans,
         font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
-    )
+    ).set(**_QUIET_BUTTONS)
 
 
 def _head(context: Context) -> str:
@@ -175,5 +244,12 @@ def _head(context: Context) -> str:
         return f"{STATIC_PATH}/{name}?v={digest}"
 
     sheets = "".join(f'<link rel="stylesheet" href="{url(file.name)}">' for file in sorted(STATIC.glob("*.css")))
-    scripts = "".join(f'<script src="{url(name)}"></script>' for name in ("plumb.js", "notices.js"))
-    return f'{sheets}<script>window.plumbStore="{store}"</script>{scripts}'
+    # plumb.js is what the others build on. Gradio puts these elements into a page that is parsed already, where a
+    # browser runs scripts as they arrive; so they are asked for in a way that keeps their order.
+    names = sorted((file.name for file in STATIC.glob("*.js")), key=lambda name: (name != "plumb.js", name))
+    ordered = (
+        f"for (const address of {json.dumps([url(name) for name in names])}) "
+        '{ const script = document.createElement("script"); script.src = address; script.async = false; '
+        "document.head.append(script); }"
+    )
+    return f'{sheets}<script>window.plumbStore="{store}"; {ordered}</script>'

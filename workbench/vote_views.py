@@ -9,40 +9,58 @@ from sqlite_utils import Database
 
 from storage.adapters import get_adapter
 from storage.errors import NotFound
+from storage.speakers import Speaker as Spoken
 from storage.votes import Round, Vote
 from workbench.vote_stats import LEAST, Speaker, VerdictBetween
 
 _WORDS = {
     "left": "The left one is better.",
+    "middle": "The middle one is better.",
     "right": "The right one is better.",
     "tie": "A tie.",
     "both bad": "Both bad.",
 }
 
 
-def told(vote: Vote | None, names: str, hidden: bool) -> str:
-    """What stands below the buttons."""
+def told(vote: Vote | None, names: str, hidden: bool, columns: int = 2, passed_over: Sequence[str] = ()) -> str:
+    """What stands below the buttons.
+
+    Args:
+        passed_over: the sides whose answers made no pair, where some were just made.
+    """
     if vote is None:
         return '<p class="plumb-note">The names are shown once you have voted.</p>' if hidden else ""
+    words = "All bad." if vote.best == "both bad" and columns > 2 else _WORDS[vote.best]
+    if columns > 2:
+        words = words.replace("better", "best")
     note = f" “{escape(vote.note)}”" if vote.note else ""
-    pair = (
-        f' <a href="/pairs">Pair #{vote.pair_id}</a> was made of it; “Undo” on Pairs takes it back.'
-        if vote.pair_id is not None
-        else ""
-    )
-    return f'<p class="plumb-note" role="status">{_WORDS[vote.verdict]}{note} {names}{pair}</p>'
+    return f'<p class="plumb-note" role="status">{words}{note} {names}{_pairs(vote, passed_over)}</p>'
 
 
-def sides(db: Database, found: Round) -> str:
-    """Who stood on the left and on the right."""
-    left, right = (name_of(db, (turn.model or "", turn.adapter_id)) for turn in (found.left, found.right))
-    return f"Left: <b>{escape(left)}</b>, right: <b>{escape(right)}</b>."
+def _pairs(vote: Vote, passed_over: Sequence[str]) -> str:
+    if not vote.pair_ids:
+        return ""
+    # `after` is the pair before it: the page then begins with this one.
+    links = " and ".join(f'<a href="/pairs?after={number - 1}">#{number}</a>' for number in vote.pair_ids)
+    one = len(vote.pair_ids) == 1
+    told = f" {'Pair' if one else 'Pairs'} {links} {'was' if one else 'were'} made of it; “Undo” on Pairs takes "
+    told += "it back." if one else "them back."
+    if passed_over:
+        told += f" The {' and '.join(passed_over)} one made none: it is empty, or the same as the best."
+    return told
+
+
+def names(db: Database, found: Round) -> str:
+    """Who stood in which column."""
+    speakers = [name_of(db, (turn.model or "", turn.adapter_id)) for turn in found.answers]
+    told = ", ".join(f"{side}: <b>{escape(name)}</b>" for side, name in zip(found.sides, speakers, strict=True))
+    return f"{told[0].upper()}{told[1:]}."
 
 
 def name_of(db: Database, speaker: Speaker) -> str:
     model, adapter = speaker
     if adapter is None:
-        return f"base ({model})"
+        return model if Spoken(model).outside else f"base ({model})"
     try:
         return f"{get_adapter(db, adapter).name} (#{adapter})"
     except NotFound:

@@ -30,13 +30,18 @@ TICK_SECONDS = 2.0
 
 # A click on a job's link selects it in place; with a modifier key it opens in a tab of its own, as links do.
 # The browser's bar follows what is shown, so that the address can be passed on.
-_CHOOSE_JS = """
+_CLICK_JS = """
 element.addEventListener('click', (event) => {
   const link = event.target.closest('a[data-job], a[data-more]');
   if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
   event.preventDefault();
   trigger('click', {job: Number(link.dataset.job || 0), more: link.dataset.more === '1'});
 });
+"""
+
+_CHOOSE_JS = (
+    _CLICK_JS
+    + """
 watch('value', () => {
   const marked = element.querySelector('[data-url]');
   if (marked) history.replaceState(null, '', location.pathname + marked.dataset.url);
@@ -44,6 +49,20 @@ watch('value', () => {
   if (open) window.plumb.showCounts({jobs: Number(open.dataset.open)});
 });
 """
+)
+
+# Drawn anew because another run was deleted, it stays as unfolded as it was.
+_DELETED_JS = (
+    _CLICK_JS
+    + """
+let unfolded = false;
+element.addEventListener('toggle', (event) => { unfolded = event.target.open; }, true);
+watch('value', () => {
+  const folded = element.querySelector('details');
+  if (folded && unfolded) folded.open = true;
+});
+"""
+)
 
 
 def build(context: Context) -> gr.Blocks:
@@ -53,11 +72,12 @@ def build(context: Context) -> gr.Blocks:
                 new = gr.Button("New job", variant="primary", size="md")
                 queue = Queue()
                 jobs = gr.HTML(js_on_load=_CHOOSE_JS, elem_id="jobs-list", apply_default_css=False)
+                deleted = gr.HTML(js_on_load=_DELETED_JS, elem_id="jobs-bin", apply_default_css=False)
             with gr.Column(scale=5, min_width=420):
                 undo = Undo()
                 launcher = Launcher()
                 opened = Opened()
-        _wire(context, page, new, jobs, queue, undo, launcher, opened)
+        _wire(context, page, new, jobs, deleted, queue, undo, launcher, opened)
     return page
 
 
@@ -66,6 +86,7 @@ def _wire(
     page: gr.Blocks,
     new: Any,
     jobs: Any,
+    deleted: Any,
     queue: Queue,
     undo: Undo,
     launcher: Launcher,
@@ -78,7 +99,7 @@ def _wire(
     checkpoint = gr.State(None)  # the place that a person has chosen on the slider; None follows the newest
     part = gr.State(None)  # the attempt whose log a person has chosen; None for the log's end
     timer = gr.Timer(TICK_SECONDS)
-    shown = [jobs, *queue.outputs, *opened.outputs, seen, chosen, limit, checkpoint, part]
+    shown = [jobs, deleted, *queue.outputs, *opened.outputs, seen, chosen, limit, checkpoint, part]
     shown += [launcher.column, opened.column, *opened.asked, *opened.searched, *undo.outputs, *launcher.all_errors]
 
     def show(
@@ -90,6 +111,8 @@ def _wire(
         updates = opened.updates(news, found, place) | queue.updates(news)
         if "jobs" in news:
             updates[jobs] = news["jobs"]
+        if "bin" in news:
+            updates[deleted] = news["bin"]
         return updates | {seen: digests}  # Gradio takes no empty answer
 
     def turn_to(job_id: int | None, known: Mapping[str, int], most: int) -> dict[Any, Any]:
@@ -182,7 +205,8 @@ def _wire(
     page.load(told(opening), None, everything, **QUIET)
     at = [chosen, seen, limit, checkpoint, part]
     timer.tick(ticking, at, shown, **QUIET)
-    jobs.click(told(choosing), at, shown, **QUIET)
+    for links in (jobs, deleted):
+        links.click(told(choosing), at, shown, **QUIET)
     new.click(told(fresh), [seen, limit], everything, **QUIET, js=FORGET)
     opened.clone.click(told(cloning), [chosen, seen, limit], everything, **QUIET, js=FORGET)
     wire_opened(context, Shown(at, shown, show, turn_to), opened, queue, undo)
@@ -215,6 +239,8 @@ def _filled(
     for path, options in choices.items():
         value = values.get(path)
         changes.append(form.offer(path, options, "" if value is None else value))
+        if path == "outside":
+            changes.append(form.show([path], bool(options or value)))
     return merged(*changes)
 
 

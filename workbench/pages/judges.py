@@ -40,6 +40,13 @@ element.addEventListener('input', (event) => {
 });
 """
 
+_OPEN_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-open]');
+  if (button) trigger('click', {model: button.dataset.open});
+});
+"""
+
 # What stands in the table, as rows of texts by field, in place of the hidden input.
 _READ_TABLE = """(raw, ...others) => [JSON.stringify(
   [...document.querySelectorAll('#judge-prices tbody tr')].map((row) =>
@@ -51,6 +58,18 @@ _ADDRESS_JS = """
 watch('value', () => {
   const marked = element.querySelector('[data-url]');
   if (marked) history.replaceState(null, '', location.pathname + marked.dataset.url);
+});
+"""
+
+# Whoever leaves with edits in the open editor is asked first; a saved or a cancelled one has gone by then.
+_LEAVING_JS = """
+let typed = false;
+const inside = (event, place) => event.target.closest && event.target.closest(place);
+document.addEventListener('input', (event) => { if (inside(event, '#judge-editor')) typed = true; });
+document.addEventListener('click', (event) => { if (inside(event, '#judge-edit')) typed = false; }, true);
+window.addEventListener('beforeunload', (event) => {
+  const editor = document.querySelector('#judge-editor');
+  if (typed && editor && editor.offsetParent) event.preventDefault();
 });
 """
 
@@ -90,7 +109,8 @@ class Prices:
             self.outcome = _html(elem_id="judge-prices-outcome")
         with gr.Column(elem_classes="pb-panel"):
             _html("<h2>Today</h2>")
-            self.today = _html(elem_id="judge-today")
+            self.today = _html(elem_id="judge-today", js_on_load=_OPEN_JS)
+            self.opened = _html(elem_id="judge-opened")
 
 
 class Rubrics:
@@ -120,7 +140,7 @@ class Rubrics:
                         elem_classes="pb-fit",
                     )
                     self.cancel = gr.Button("Cancel", size="md", elem_classes="pb-fit")
-            self.view = _html(elem_id="judge-rubric", js_on_load=_ADDRESS_JS)
+            self.view = _html(elem_id="judge-rubric", js_on_load=_ADDRESS_JS + _LEAVING_JS)
 
     @staticmethod
     def _editor() -> list[Any]:
@@ -190,6 +210,8 @@ def _wire(context: Context, page: gr.Blocks, parts: Parts) -> None:
         "api_visibility": "private",
     }
 
+    seen = gr.State("")  # the mark of the table that this tab shows
+
     def desk_shown() -> dict[Any, Any]:
         values, problem = judge_desk.desk_values(context)
         choices = judge_desk.desk_choices(context.settings)
@@ -201,6 +223,7 @@ def _wire(context: Context, page: gr.Blocks, parts: Parts) -> None:
     def opening(request: gr.Request) -> dict[Any, Any]:
         terms, problem = judge_desk.table(context)
         updates: dict[Any, Any] = {parts.keys: judge_desk.show_keys(context), prices.today: ""}
+        updates |= {seen: judge_desk.mark_of(terms), prices.opened: ""}
         if terms is None:
             updates |= {prices.table: "", prices.outcome: notice(problem, "bad")}
         else:
@@ -262,17 +285,22 @@ def _wire(context: Context, page: gr.Blocks, parts: Parts) -> None:
             desk.form.component("rubric"): gr.update(choices=[(name, name) for name in known]),
         }
 
-    def saving_table(raw: str, money: float | None, zone: str | None) -> dict[Any, Any]:
-        message, table = judge_desk.save_table(context, raw, money, zone)
+    def saving_table(raw: str, money: float | None, zone: str | None, mark: str) -> dict[Any, Any]:
+        message, table = judge_desk.save_table(context, raw, money, zone, mark)
         updates = {prices.outcome: drawn(message)}
         if table:
             choices = judge_desk.desk_choices(context.settings)["model"]
             updates |= {
                 prices.table: drawn(table),
                 prices.today: judge_desk.show_today(context),
+                seen: judge_desk.mark_of(judge_desk.table(context)[0]),
                 desk.form.component("model"): gr.update(choices=choices),
             }
         return updates
+
+    def opening_again(event: gr.EventData) -> tuple[str, str]:
+        model = str((event._data or {}).get("model", ""))
+        return drawn(judge_desk.open_again(context, model)), judge_desk.show_today(context)
 
     def saving_desk(*raw: Any) -> str:
         return drawn(judge_desk.said_of_desk(context, desk.form.controls, raw))
@@ -280,15 +308,17 @@ def _wire(context: Context, page: gr.Blocks, parts: Parts) -> None:
     editor = [rubrics.editor, rubrics.edit, rubrics.version, rubrics.refused, rubrics.problem]
     fields = list(desk.form.components)
     loaded = [parts.keys, prices.table, prices.money, prices.zone, prices.today, prices.outcome, rubrics.view]
+    loaded += [seen, prices.opened]
     page.load(told(opening), None, [*loaded, *fields, desk.outcome, *editor], **quiet)
     gr.Timer(TICK_SECONDS).tick(told(partial(judge_desk.show_today, context)), None, [prices.today], **quiet)
     prices.save.click(
         told(saving_table),
-        [prices.raw, prices.money, prices.zone],
-        [prices.outcome, prices.table, prices.today, desk.form.component("model")],
+        [prices.raw, prices.money, prices.zone, seen],
+        [prices.outcome, prices.table, prices.today, seen, desk.form.component("model")],
         js=_READ_TABLE,
         **quiet,
     )
+    prices.today.click(told(opening_again), None, [prices.opened, prices.today], **quiet)
     rubrics.version.input(told(choosing), [rubrics.version], [rubrics.view], **quiet)
     rubrics.edit.click(told(editing), [rubrics.version], [*editor, *rubrics.fields], **quiet)
     rubrics.cancel.click(told(lambda: closed), None, editor, **quiet)

@@ -5,7 +5,6 @@ The address holds the list's state: `?status=proposed&after=120` or `?sample=7`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,24 +12,22 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import gradio as gr
-from pydantic import ValidationError
 
 from jobs import freezing
-from jobs.configs import explain
 from jobs.pairing import QUALITY, PairRule, Preview, ScoredSample, preview
 from storage import pairs as store
 from storage.datasets import list_datasets
 from storage.errors import PlumbError, UserError
-from storage.records import HIGHEST, METRICS, Dataset, PairStatus
+from storage.pair_trouble import TROUBLES, Trouble, find_troubles
+from storage.records import METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
-from storage.scores import list_raters
 from workbench import pair_views
 from workbench.context import Context
 from workbench.events import read_id, told
+from workbench.rule_desk import KEPT, RATERS, SEVERAL, judge_choices, make_rule, read_judge
 from workbench.views import drawn, notice
 
 PAGE = 25
-RATERS = ("people before judges", "people", "judges")
 
 
 @dataclass(frozen=True)
@@ -40,50 +37,19 @@ class Address:
     status: PairStatus | None = None
     after: int = 0
     sample: int | None = None
+    trouble: Trouble | None = None
 
 
 def read_address(search: str) -> Address:
     """Read a query string; what cannot be read is passed over."""
     query = {name: values[-1] for name, values in parse_qs(search.lstrip("?")).items()}
     status = next((known for known in store.STATUSES if known == query.get("status")), None)
-    return Address(status, _number(query.get("after")) or 0, _number(query.get("sample")))
+    trouble = next((known for known in TROUBLES if known == query.get("trouble")), None)
+    return Address(status, _number(query.get("after")) or 0, _number(query.get("sample")), trouble)
 
 
 def _number(text: str | None) -> int | None:
     return read_id(text)
-
-
-def judge_choices(context: Context) -> list[tuple[str, str]]:
-    """Any judge, then each that has scored; the value is its name, version and mode as JSON."""
-    with context.database() as db:
-        judges = [rater for rater in list_raters(db) if rater.kind == "judge"]
-    named = [(rater.name, rater.version, rater.mode) for rater in judges]
-    return [("whichever judged last", ""), *((" · ".join(filter(None, one)), json.dumps(one)) for one in named)]
-
-
-def read_judge(choice: str) -> freezing.Judge | None:
-    """The judge that a dropdown's value stands for; None for any."""
-    if not choice:
-        return None
-    name, version, mode = json.loads(choice)
-    return name, version, mode
-
-
-def make_rule(
-    metrics: Sequence[str], margin: float | None, seed: float | None, raters: str, judge: str = ""
-) -> PairRule:
-    """The rule that the form gives.
-
-    Raises:
-        UserError: a value is out of bounds; the text names it.
-    """
-    try:
-        # In the order of the rubric, so that the same rule is stored the same way whatever was ticked first.
-        ordered = tuple(name for name in METRICS if name in metrics) or tuple(metrics)
-        values = {"metrics": ordered, "margin": margin, "seed": seed, "raters": raters}
-        return PairRule.model_validate(values | {"judge": read_judge(judge)})
-    except ValidationError as error:
-        raise UserError(f"The rule cannot be used: {explain(error)}") from error
 
 
 def apply_rule(context: Context, rule: PairRule) -> Preview:
@@ -100,7 +66,7 @@ def add_pairs(context: Context, user: str, rule: PairRule) -> str:
             f"margin = {rule.margin}: the rule makes no pairs. Lower the margin, or score more answers."
         )
     with context.database() as db:
-        added = store.add_rule_pairs(db, user, rule.model_dump(mode="json"), found.pairs)
+        added = store.add_rule_pairs(db, user, rule.stored(), found.pairs)
     if not added:
         return f"Nothing new: all {len(found.pairs):,} pairs of this rule are there already."
     there = len(found.pairs) - added
@@ -117,22 +83,26 @@ def accept_all(context: Context, user: str) -> str:
     return f"{accepted:,} pairs accepted. “Undo” takes it back."
 
 
-def show_list(context: Context, search: str) -> tuple[str, str]:
-    """(filter, list) that belong to an address."""
+def show_list(context: Context, search: str, user: str = "") -> tuple[str, str]:
+    """(filter, list) that belong to an address; the pairs of this user's votes lead back to their chats."""
     address = read_address(search)
     statuses = [address.status] if address.status else list(store.STATUSES)
     with context.database() as db:
         counted = store.count_pairs(db)
-        found = store.list_pairs(db, statuses, address.after, PAGE + 1, address.sample)
+        troubles = find_troubles(db)
+        only = troubles.of(address.trouble) if address.trouble else None
+        found = store.list_pairs(db, statuses, address.after, PAGE + 1, address.sample, user, only)
     page, more = found[:PAGE], len(found) > PAGE
     return (
-        pair_views.statuses(counted, address.status or "", address.sample),
+        pair_views.statuses(counted, address.status or "", address.sample)
+        + pair_views.troubles(troubles, address.trouble),
         pair_views.pair_list(
             page,
             address.status or "",
             address.after == 0,
             page[-1].pair.id if more else None,
             address.sample,
+            address.trouble,
         ),
     )
 
@@ -142,7 +112,7 @@ def show_preview(context: Context, rule: PairRule) -> tuple[str, int]:
     found = apply_rule(context, rule)
     with context.database() as db:
         new = len(store.new_among(db, found.pairs))
-    return pair_views.preview(found, rule.margin, HIGHEST * len(rule.metrics)), new
+    return pair_views.preview(found, rule.margin, rule.highest), new
 
 
 def freeze(
@@ -217,6 +187,22 @@ def build(context: Context) -> gr.Blocks:
                         seed = gr.Number(0, label="Seed", precision=0)
                     raters = gr.Dropdown(list(RATERS), value=RATERS[0], label="Whose scores")
                     judge = gr.Dropdown([("whichever judged last", "")], value="", label="Which judge")
+                    with gr.Accordion("More: weights, several raters, lengths", open=False):
+                        with gr.Row(elem_classes="pb-tight pb-weights"):
+                            weights = [
+                                gr.Number(1, label=f"{name.capitalize()} ×", precision=0) for name in METRICS
+                            ]
+                        several = gr.Dropdown(
+                            list(SEVERAL), value="latest", label="Where several have scored a sample"
+                        )
+                        keep = gr.Dropdown(list(KEPT), value="one", label="Pairs of a sample")
+                        cap = gr.Number(
+                            0,
+                            label="Lengths may differ by",
+                            info="characters; 0: by any number. Judges like long answers",
+                            precision=0,
+                            elem_id="pb-cap",
+                        )
                     figures = gr.HTML(apply_default_css=False, elem_id="pb-preview")
                     add = gr.Button("Add pairs", variant="primary", elem_id="pb-add")
                 with gr.Column(elem_classes="pb-panel"):
@@ -252,14 +238,19 @@ def build(context: Context) -> gr.Blocks:
                     accepting = gr.Button(
                         "Accept all proposed", size="sm", elem_id="pb-accept-all", elem_classes="pb-fit pb-plain"
                     )
+                gr.HTML(
+                    '<p class="pb-sub">Keys: <kbd>↑</kbd> <kbd>↓</kbd> move, <kbd>A</kbd> accept, '
+                    "<kbd>R</kbd> reject, <kbd>F</kbd> flip, <kbd>U</kbd> undo</p>",
+                    apply_default_css=False,
+                )
                 outcome = gr.HTML(apply_default_css=False, elem_id="pb-outcome")
                 rows = gr.HTML(apply_default_css=False, elem_id="pb-pairs")
 
-        rule = [metrics, margin, seed, raters, judge]
+        rule = [metrics, margin, seed, raters, judge, several, keep, cap, *weights]
         holding = [statuses, scorers, scoring]
 
-        def on_list(search: str) -> tuple[str, str]:
-            filters, cards = show_list(context, search)
+        def on_list(search: str, request: gr.Request) -> tuple[str, str]:
+            filters, cards = show_list(context, search, context.user(request))
             return drawn(filters), drawn(cards)
 
         def on_preview(*values: Any) -> list[Any]:
@@ -270,11 +261,9 @@ def build(context: Context) -> gr.Blocks:
             label = f"Add {number:,} new pair{'s' if number != 1 else ''}" if number else "No new pairs to add"
             return [html, gr.Button(label, interactive=number > 0)]
 
-        def on_add(
-            metrics: list[str], margin: float, seed: float, raters: str, judge: str, request: gr.Request
-        ) -> str:
+        def on_add(request: gr.Request, *values: Any) -> str:
             user = context.user(request)
-            return said(lambda: add_pairs(context, user, make_rule(metrics, margin, seed, raters, judge)))
+            return said(lambda: add_pairs(context, user, make_rule(*values)))
 
         def on_accept(request: gr.Request) -> str:
             user = context.user(request)
@@ -310,7 +299,7 @@ def build(context: Context) -> gr.Blocks:
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
         page.load(told(on_judges), None, [judge, scoring], **quiet)
         gr.on(
-            [page.load, restore.click, metrics.change, margin.change, seed.change, raters.change, judge.change],
+            [page.load, restore.click, *(field.change for field in rule)],
             told(on_preview),
             rule,
             [figures, add],
