@@ -27,7 +27,7 @@ from jobs import queue
 from jobs.configs import PRESETS
 from jobs.freezing import freeze
 from jobs.judges import rules
-from jobs.pairing import PairRule, ScoredSample, preview, quality
+from jobs.pairing import PairRule, ScoredSample, preview
 from jobs.settings import Settings, load_settings, local_user
 from storage import jobs as store
 from storage import pairs
@@ -63,7 +63,7 @@ def make_dataset(db: Database, heldout: float) -> tuple[str, dict[str, Any]]:
     """Pairs by the paper's rule, all accepted, frozen; returns the data set's name and its figures."""
     user, rule = local_user(), PairRule()
     made = preview((ScoredSample(*row) for row in walk_scored(db)), rule)
-    pairs.add_rule_pairs(db, user, rule.model_dump(mode="json"), made.pairs)
+    pairs.add_rule_pairs(db, user, rule.stored(), made.pairs)
     pairs.accept_proposed(db, user)
     dataset = freeze(db, user, "demo", heldout_percent=heldout)
     return dataset.name, {**dataset.counts, "hash": dataset.hash[:12]}
@@ -101,8 +101,8 @@ def compare(db: Database, base: Job, aligned: Job, samples: list[int]) -> dict[s
     """Greedy answers of both models to the same samples, judged alike."""
     before, after = answers_of(db, base, samples), answers_of(db, aligned, samples)
     scores = scores_of(db, samples)
-    old = [quality(scores[before[sample].id]) for sample in samples]
-    new = [quality(scores[after[sample].id]) for sample in samples]
+    old = [PairRule().quality(scores[before[sample].id]) for sample in samples]
+    new = [PairRule().quality(scores[after[sample].id]) for sample in samples]
 
     def right(answers: dict[int, Candidate]) -> float:
         return round(mean(scores[answers[sample].id].correctness == 4 for sample in samples), 3)

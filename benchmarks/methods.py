@@ -38,9 +38,9 @@ from storage.adapters import list_adapters  # noqa: E402
 from storage.database import session  # noqa: E402
 from storage.datasets import get_dataset  # noqa: E402
 from storage.easy_vqa import import_easy_vqa  # noqa: E402
+from storage.finding import SampleFilter, find_samples  # noqa: E402
 from storage.lifecycle import ENDED  # noqa: E402
 from storage.records import Adapter, Job  # noqa: E402
-from storage.samples import SampleFilter, find_samples  # noqa: E402
 
 DATASET = "shapes"
 NAMES = {"dpo": "DPO", "steerlm": "SteerLM", "rejection": "rejection sampling", "sft": "standard SFT"}

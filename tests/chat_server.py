@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,21 +23,45 @@ from storage.adapters import add_adapter
 from storage.chats import get_conversation, list_conversations
 from storage.lifecycle import JobStatus
 from storage.records import Conversation
-from workbench.chat_desk import Cast, Decoding, View, default_cast
-from workbench.chat_round import Stops, send
+from storage.speakers import sides
+from workbench.chat_desk import Cast, Decoding, View, check_decoding, default_cast
+from workbench.chat_round import Stops, answer_column, send
 from workbench.context import Context
 
 USER = "ada"
 
-Script = Iterable[dict[str, Any] | str | float | threading.Event]
+_MARKS = re.compile(r'<a class="plumb-edit".*?</a>\s*')
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """In a script: until this column is asked to stop."""
+
+    column: str
+
+
+@dataclass(frozen=True)
+class Dies:
+    """In a script: the connection breaks off, as it does where the process is killed."""
+
+
+@dataclass(frozen=True)
+class Refuses:
+    """Alone in a script: the request is answered with this status and nothing else."""
+
+    status: int
+    error: str
+
+
+Script = Iterable[dict[str, Any] | str | float | threading.Event | Stopped | Dies | Refuses]
 
 WAIT = 30.0  # seconds after which a script that waits for its reader to leave gives up
 
 
-def says(left: str, right: str, finish: str = "stop") -> list[dict[str, Any]]:
-    """A script in which both columns speak word by word, in turn."""
+def says(*texts: str, finish: str = "stop") -> list[dict[str, Any]]:
+    """A script in which two or three columns speak word by word, in turn."""
     events: list[dict[str, Any]] = []
-    words = {"left": left.split(" "), "right": right.split(" ")}
+    words = {side: text.split(" ") for side, text in zip(sides(len(texts)), texts, strict=True)}
     for place in range(max(map(len, words.values()))):
         for column, spoken in words.items():
             if place < len(spoken):
@@ -48,8 +74,8 @@ class ChatServer:
 
     Leaving cuts both short.
 
-    `requests` are the bodies that came, `left` is set once a reader closed its connection before the end, `late`
-    tells whether an event was not set within `WAIT` seconds.
+    `requests` are the bodies that came, `stops` those of /stop, `left` is set once a reader closed its connection
+    before the end, `late` tells whether an event was not set within `WAIT` seconds.
     """
 
     def __init__(self, key: str = "") -> None:
@@ -57,31 +83,52 @@ class ChatServer:
         self.scripts: deque[Script] = deque()
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.stops: list[dict[str, Any]] = []
         self.left = threading.Event()
         self.late = False
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # chunks: a reader sees whether an answer was whole
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", "0")))
                 fake.keys.append(self.headers.get("authorization", ""))
                 if fake.key and fake.keys[-1] != f"Bearer {fake.key}":
                     self._answer(401, {"error": "This address needs the key of its start."})
                     return
+                if self.path == "/stop":
+                    fake.stops.append(json.loads(body))
+                    known = any(fake.stops[-1]["request"] == one["request"] for one in fake.requests)
+                    self._answer(200, {"stopped": known})
+                    return
                 fake.requests.append(json.loads(body))
                 if not fake.scripts:
                     self._answer(422, {"error": "There is no script for this request."})
                     return
+                script = [*fake.scripts.popleft()]
+                if script and isinstance(script[0], Refuses):
+                    self._answer(script[0].status, {"error": script[0].error})
+                    return
                 self.send_response(200)
                 self.send_header("content-type", "application/x-ndjson")
+                self.send_header("transfer-encoding", "chunked")
+                self.send_header("connection", "close")
                 self.end_headers()
                 try:
-                    self._play(fake.scripts.popleft())
+                    self._play(script)
                 except OSError:
                     fake.left.set()
+                self.close_connection = True
 
             def _play(self, script: Script) -> None:
                 for event in script:
+                    if isinstance(event, Dies):
+                        return
+                    if isinstance(event, Stopped):
+                        while all(stop["column"] != event.column for stop in fake.stops):
+                            self._pause(0.02)
+                        continue
                     if isinstance(event, threading.Event):
                         deadline = time.monotonic() + WAIT
                         while not event.is_set() and time.monotonic() < deadline:
@@ -92,8 +139,12 @@ class ChatServer:
                         self._pause(event)
                         continue
                     text = event if isinstance(event, str) else json.dumps(event)
-                    self.wfile.write(text.encode() + b"\n")
-                    self.wfile.flush()
+                    self._chunk(text.encode() + b"\n")
+                self._chunk(b"")
+
+            def _chunk(self, data: bytes) -> None:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                self.wfile.flush()
 
             def _pause(self, seconds: float) -> None:
                 readable, _, _ = select.select([self.connection], [], [], seconds)
@@ -104,6 +155,7 @@ class ChatServer:
                 data = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
+                self.send_header("connection", "close")
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -158,7 +210,7 @@ def trained(world: World, name: str = "colours", base: str = "demo") -> int:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     add_adapter(world.db, job, name, sha256, 7, base, "dpo")
     store.move(world.db, job.id, JobStatus.STOPPED)
-    return default_cast(world.db, base).adapters[1] or 0
+    return default_cast(world.db, base).speakers[1].adapter or 0
 
 
 async def everything(views: AsyncGenerator[View]) -> list[View]:
@@ -173,13 +225,24 @@ def ask(
     conversation: int | None = None,
     cast: Cast | None = None,
     blind: bool = False,
+    replace: int | None = None,
     **values: Any,
 ) -> list[View]:
     """Send a message and wait for the end; every view that the page got."""
     settings = {**Decoding().model_dump(), **values}
     cast = cast or Cast()
     return asyncio.run(
-        everything(send(context, Stops(), "session", USER, conversation, text, files, cast, settings, blind))
+        everything(
+            send(context, Stops(), "session", USER, conversation, text, files, cast, settings, blind, replace)
+        )
+    )
+
+
+def again(context: Context, conversation: int, column: int, go_on: bool = False, **values: Any) -> list[View]:
+    """Have one column answer again, or go on; every view that the page got."""
+    decoding = check_decoding({**Decoding().model_dump(), **values})
+    return asyncio.run(
+        everything(answer_column(context, Stops(), "session", USER, conversation, column, decoding, go_on))
     )
 
 
@@ -189,4 +252,5 @@ def stored(world: World) -> Conversation:
 
 
 def texts(view: View, column: int) -> list[str]:
-    return [message["content"] for message in view.columns[column]]
+    """What a column shows, without the page's own marks."""
+    return [_MARKS.sub("", message["content"]) for message in view.columns[column]]

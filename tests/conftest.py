@@ -13,7 +13,7 @@ from factories import World, open_world
 from jobs.telemetry import switch_off
 from workbench.context import Context
 
-pytest_plugins = ["judging", "ledgers", "callers", "supervised", "hubs"]
+pytest_plugins = ["judging", "ledgers", "callers", "supervised", "hubs", "at_the_door"]
 
 switch_off(os.environ)
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -189,6 +189,12 @@ class Faults:
                 stderr=subprocess.STDOUT,
             )
 
+    def _app_lives(self) -> None:
+        """One that has ended by itself brings no supervisor back, and nothing would ever be there to be killed."""
+        if self._app is not None and (code := self._app.poll()) is not None:
+            told = (self.world.folder.runtime / "app.log").read_text(errors="replace")[-2000:]
+            raise AssertionError(f"the app has ended by itself with exit code {code}:\n{told}")
+
     def processes(self, target: str) -> list[psutil.Process]:
         """Those of this data folder that can be killed now."""
         if target == "app":
@@ -236,6 +242,7 @@ class Faults:
                 if not self._open(kind):
                     self.submit(kind)
             time.sleep(self._random.uniform(*pause))
+            self._app_lives()
             if self.kill_one():
                 states = ", ".join(f"{job.id} {job.kind} {job.status} {job.done:g}" for job in self._open())
                 tell(f"{sum(self.outcome.kills.values())} kills; {states}")

@@ -283,6 +283,16 @@ def test_a_run_that_lies_elsewhere_than_its_row_says_is_found(full: World, elsew
     assert (elsewhere.bin / binned.name / "job.json").exists(), "where its row says"
 
 
+def test_a_run_folder_that_is_there_is_kept_whatever_its_row_says(full: World, elsewhere: DataFolder) -> None:
+    job = store.list_jobs(full.db)[0]
+    full.db.conn.execute("UPDATE jobs SET purged_at = 'then' WHERE id = ?", [job.id])
+    assert backup(full.folder, full.folder.root.parent / "b.tar").missing == ()
+    restore(full.folder.root.parent / "b.tar", elsewhere, "bob")
+    assert files(elsewhere) == files(full.folder)
+    shutil.rmtree(full.folder.run(job.id))
+    assert backup(full.folder, full.folder.root.parent / "c.tar").missing == (), "and nothing is missing"
+
+
 def test_the_end_of_a_long_log_is_kept_and_attempts_find_their_part(
     full: World, elsewhere: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +373,7 @@ def test_a_queue_that_was_held_already_stays_its_holders(full: World, elsewhere:
 
 def test_a_backup_of_an_older_database_is_migrated(tmp_path: Path, elsewhere: DataFolder) -> None:
     folder = DataFolder(tmp_path / "old").create()
-    db = connect(folder)
+    db = connect(folder, create=True)
     migrations.apply(db, stop_before="m004_keep_the_queue")
     db.conn.execute("INSERT INTO users VALUES ('ada', '2026-11-22')")
     db.conn.execute(

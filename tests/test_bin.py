@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ def ended(world: World, status: JobStatus = JobStatus.FAILED, kind: str = "gener
     (folder / "job.json").write_text("{}")
     (folder / "events.jsonl").write_text("x" * 5_000)
     return store.get_job(world.db, job.id)
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def delete(world: World, job: Job) -> Job:
@@ -132,7 +137,7 @@ def test_nothing_is_deleted_twice_or_without_being_there(world: World) -> None:
 
 
 def test_a_job_whose_folder_is_gone_can_be_deleted(world: World) -> None:
-    job = ended(world)
+    job, _ = ended(world), ended(world)
     shutil.rmtree(world.folder.run(job.id))
     assert delete(world, job).purged_at is not None
     assert recycling.deleted_runs(world.db) == []
@@ -197,22 +202,22 @@ def test_what_is_old_goes_for_good_and_its_row_stays(world: World) -> None:
         delete(world, job)
     aged(world, old, recycling.KEEP_DAYS + 0.1)
     aged(world, young, recycling.KEEP_DAYS - 0.1)
-    assert recycling.purge_old(world.db, world.settings) == [old.id]
+    assert recycling.purge_old(world.db, world.settings).jobs == (old.id,)
     assert sorted(path.name for path in world.folder.bin.iterdir()) == [world.folder.run(young.id).name]
     assert store.get_job(world.db, old.id).purged_at is not None
     with pytest.raises(Conflict, match="gone from the bin for good"):
         recycling.restore_run(world.db, world.settings, old.id)
     recycling.restore_run(world.db, world.settings, young.id)
-    assert recycling.purge_old(world.db, world.settings) == []
+    assert recycling.purge_old(world.db, world.settings).jobs == ()
 
 
 def test_the_days_are_a_setting(world: World) -> None:
     job = ended(world)
     delete(world, job)
     aged(world, job, 3)
-    assert recycling.purge_old(world.db, world.settings) == []
+    assert recycling.purge_old(world.db, world.settings).jobs == ()
     recycling.set_days(world.db, 2, USER)
-    assert recycling.purge_old(world.db, world.settings) == [job.id]
+    assert recycling.purge_old(world.db, world.settings).jobs == (job.id,)
     recycling.set_days(world.db, None, USER)
     assert recycling.get_days(world.db) == recycling.KEEP_DAYS
     with pytest.raises(UserError, match="bin_days = -1"):
@@ -356,7 +361,7 @@ def test_a_crash_while_purging(world: World, monkeypatch: pytest.MonkeyPatch) ->
     job = ended(world)
     delete(world, job)
 
-    def dies(path: Path, ignore_errors: bool = False) -> None:
+    def dies(path: Path, **_: object) -> None:
         (path / "job.json").unlink()
         raise Crash
 
@@ -382,7 +387,7 @@ def test_the_bin_is_emptied_on_a_full_disk(world: World, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr("storage.recycling.mark_purged", refused)
-        assert recycling.purge(world.db, world.settings) == [job.id]
+        assert recycling.purge(world.db, world.settings).jobs == (job.id,)
     assert list(world.folder.bin.iterdir()) == []
     recycling.recover(world.db, world.settings)
     assert store.get_job(world.db, job.id).purged_at is not None
@@ -391,7 +396,7 @@ def test_the_bin_is_emptied_on_a_full_disk(world: World, monkeypatch: pytest.Mon
 def test_a_folder_that_nobody_knows_is_left_alone(world: World) -> None:
     for name in ("000077", "000001.old-abcd", "notes"):
         (world.folder.bin / name).mkdir(parents=True)
-    assert recycling.purge_old(world.db, world.settings) == []
+    assert recycling.purge_old(world.db, world.settings).jobs == ()
     assert len(list(world.folder.bin.iterdir())) == 3
 
 
@@ -412,7 +417,7 @@ def test_restoring_while_it_is_purged_loses_nothing(
         return found
 
     monkeypatch.setattr("storage.recycling.deleted_jobs", found_before)
-    assert recycling.purge(world.db, world.settings) == []
+    assert recycling.purge(world.db, world.settings).jobs == ()
     there = world.folder.binned(job.id) if again else world.folder.run(job.id)
     assert (there / "job.json").exists()
 
@@ -424,6 +429,140 @@ def test_a_new_job_gets_its_own_folder(world: World, no_supervisor: None) -> Non
     new = queue.submit(world.db, world.settings, "generate", {"candidates": 1}, USER)
     assert new.id != job.id
     assert json.loads((world.folder.run(new.id) / "job.json").read_text())["job_id"] == new.id
+
+
+# folders that stay, and folders that are not there just now ----------------------------------------------------
+
+
+@contextmanager
+def unmounted(world: World) -> Iterator[None]:
+    """The disk with the run folders is away; where it belongs is an empty folder."""
+    world.folder.runs.rename(world.folder.root / "disk")
+    world.folder.runs.mkdir()
+    yield
+    world.folder.runs.rmdir()
+    (world.folder.root / "disk").rename(world.folder.runs)
+
+
+def test_nothing_is_noted_as_gone_while_the_disk_of_the_runs_is_away(world: World) -> None:
+    kept, binned, lost = (ended(world) for _ in range(3))
+    for job in (binned, lost):
+        delete(world, job)
+    shutil.rmtree(world.folder.binned(lost.id))
+    aged(world, binned, 30)
+    rows = [store.get_job(world.db, job.id) for job in (kept, binned, lost)]
+    with unmounted(world):
+        for act in (
+            lambda: delete(world, kept),
+            lambda: recycling.restore_run(world.db, world.settings, binned.id),
+            lambda: recycling.recover(world.db, world.settings),
+            lambda: recycling.purge(world.db, world.settings),
+            lambda: recycling.purge_old(world.db, world.settings),
+        ):
+            with pytest.raises(UserError, match=r"runs is empty or not there.* is its disk mounted\?"):
+                act()
+        assert [store.get_job(world.db, job.id) for job in (kept, binned, lost)] == rows
+        Supervisor(world.settings).step(world.db)
+        assert [store.get_job(world.db, job.id) for job in (kept, binned, lost)] == rows
+        assert not world.folder.bin.exists()
+    assert recycling.restore_run(world.db, world.settings, binned.id).deleted_at is None
+    recycling.recover(world.db, world.settings)
+    assert store.get_job(world.db, lost.id).purged_at is not None
+
+
+def test_a_run_that_was_taken_for_gone_and_is_there_can_be_restored(world: World) -> None:
+    first, second = ended(world), ended(world)
+    for job in (first, second):
+        delete(world, job)
+        world.db.conn.execute("UPDATE jobs SET purged_at = 'then' WHERE id = ?", [job.id])
+    assert recycling.restore_run(world.db, world.settings, first.id).purged_at is None
+    assert (world.folder.run(first.id) / "job.json").exists()
+    recycling.recover(world.db, world.settings)
+    assert [job.id for job in recycling.deleted_runs(world.db)] == [second.id]
+    assert world.folder.binned(second.id).is_dir(), "it has its days again"
+
+
+@contextmanager
+def stuck(monkeypatch: pytest.MonkeyPatch, word: str, freed: str = "") -> Iterator[None]:
+    """Files below folders of this name cannot be removed, but for one."""
+    real = os.unlink
+
+    def refuse(path: object, *words: object, dir_fd: int | None = None) -> None:
+        inside = os.readlink(f"/proc/self/fd/{dir_fd}") if dir_fd is not None else str(path)
+        if word in inside and str(path) != freed:
+            raise PermissionError(13, "Permission denied", path)
+        real(path, *words, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        yield
+
+
+def test_a_folder_that_cannot_be_removed_keeps_no_other_from_going(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ended(world), ended(world)
+    for job in (first, second):
+        (world.folder.run(job.id) / "model").write_bytes(bytes(40_960))
+        delete(world, job)
+    size = disk_bytes(world.folder.binned(first.id))
+    with stuck(monkeypatch, f"{second.id:06d}", "model"):  # the later one is the first to go
+        done = recycling.purge(world.db, world.settings)
+    assert done.jobs == (first.id,)
+    assert done.bytes == size + 40_960, "of the other one file went, and the others are not counted"
+    (told,) = done.left
+    assert f"{second.id:06d}.gone cannot be removed (" in told
+    assert "Permission denied" in told
+    assert told.startswith("12 KB in ")
+    assert store.get_job(world.db, second.id).purged_at is not None, "half of it cannot be restored"
+    again = recycling.purge_old(world.db, world.settings)
+    assert (again.jobs, again.bytes, again.left) == ((), 12_288, ()), "now it can"
+    assert list(world.folder.bin.iterdir()) == []
+
+
+def test_what_is_stuck_takes_no_other_runs_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, other = ended(world), ended(world)
+    for one in (job, other):
+        delete(world, one)
+    for one in (job, other):
+        name = f"{world.folder.binned(one.id).name}.gone"
+        (world.folder.bin / name).mkdir()
+        (world.folder.bin / name / "old").write_text("of a database before")
+    with stuck(monkeypatch, ".gone", "job.json"):
+        done = recycling.purge(world.db, world.settings)
+    assert done.jobs == ()
+    assert not world.folder.binned(job.id).exists()
+    assert len(list(world.folder.bin.iterdir())) == 4
+    assert len(done.left) == 4
+    assert recycling.purge(world.db, world.settings).left == ()
+    assert list(world.folder.bin.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_moved_keeps_no_other_from_going(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (ended(world) for _ in range(3))
+    for job in (first, second):
+        delete(world, job)
+    world.folder.bin.joinpath(world.folder.run(third.id).name).mkdir()
+    delete(world, third)
+    world.folder.binned(third.id).rename(world.folder.run(third.id))  # a crash, for `recover` to mend
+    real = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name in (f"{second.id:06d}", f"{third.id:06d}"):
+            raise PermissionError(13, "Permission denied")
+        return real(self, target)
+
+    for job in (first, second, third):
+        aged(world, job, 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        done = recycling.purge_old(world.db, world.settings)
+    assert done.jobs == (first.id,)
+    assert [f"{job.id:06d} cannot be moved" in text for job, text in zip((third, second), done.left, strict=True)]
+    assert len(done.left) == 2
+    assert [job.id for job in recycling.deleted_runs(world.db)] == [third.id, second.id]
 
 
 # commands ---------------------------------------------------------------------------------------------------

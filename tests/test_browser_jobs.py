@@ -88,10 +88,10 @@ def test_a_queue_is_held_reordered_and_released(tmp_path: Path) -> None:
         page.locator("#job-delete").click()
         page.locator("#confirm-delete").click()
         page.locator("#job-undo").get_by_text(f"Job {second} is deleted").wait_for()
-        page.locator("#jobs-list .plumb-bin").get_by_text("1 deleted run").wait_for()
+        page.locator("#jobs-bin .plumb-bin").get_by_text("1 deleted run").wait_for()
         page.locator("#job-undo").get_by_role("button", name="Undo").click()
         head(page, r"\bdone\b")
-        page.locator("#jobs-list .plumb-bin").wait_for(state="detached")
+        page.locator("#jobs-bin .plumb-bin").wait_for(state="detached")
 
         page.locator("#queue-hold").get_by_text("Hold the queue").click()
         page.locator("#job-run-again").click()

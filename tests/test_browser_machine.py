@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,31 @@ from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.usefixtures("chromium")]
+
+
+def leave_with_an_edited_rubric(page: Any, address: str) -> None:
+    """On Judges: it is asked first, but not where nothing was typed, or where the editor was closed."""
+    asked: list[str] = []
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    page.on("dialog", answer)
+    guide = page.locator("#judge-editor textarea").first
+    for typed, closed in ((False, False), (True, True), (True, False)):
+        page.goto(f"{address}/judges")
+        page.locator("#judge-rubric summary").first.wait_for()
+        page.locator("#judge-edit").click()
+        guide.wait_for()
+        if typed:
+            guide.fill("Look twice.")
+        if closed:
+            page.locator("#judge-editor").get_by_role("button", name="Cancel").click()
+            guide.wait_for(state="hidden")
+        assert asked == []
+    page.goto(f"{address}/machine")
+    assert asked == ["beforeunload"]
 
 
 def test_the_machine_page_is_used(tmp_path: Path) -> None:
@@ -41,7 +67,7 @@ def test_the_machine_page_is_used(tmp_path: Path) -> None:
         page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
         page.wait_for_timeout(1_000)  # what is under way
         number = len(looks)
-        page.wait_for_timeout(7_000)
+        page.wait_for_timeout(4_000)  # it looks every three seconds
         assert len(looks) == number, "unseen, it asks nothing"
         page.evaluate("Object.defineProperty(document, 'hidden', {value: false, configurable: true})")
 
@@ -65,6 +91,7 @@ def test_the_machine_page_is_used(tmp_path: Path) -> None:
         page.reload()
         page.locator("#machine-checks").get_by_text("Data folder").first.wait_for()
         assert page.locator("#machine-budget").get_by_role("textbox").input_value() == "5"
+        leave_with_an_edited_rubric(page, address)
         assert page.problems == []
     with session(DataFolder(data)) as db:
         assert disk.get_budget(db) == 5_000_000_000

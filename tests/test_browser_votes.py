@@ -57,9 +57,13 @@ def test_a_blind_vote_becomes_a_pair(tmp_path: Path) -> None:
         page.wait_for_function("document.querySelector('#chat-left input').value.startsWith('base (')")
 
         page.locator("#vote-pair").click()
-        told.get_by_text("Pair #1").click()
+        told.get_by_role("link", name="#1").click()
+        page.wait_for_url("**/pairs?after=0")
         page.get_by_text("All points at one distance from a centre.").first.wait_for()
-        assert page.url.split("?")[0].endswith("/pairs")
+        page.get_by_role("link", name="vote in a chat").click()
+        page.wait_for_url(f"**/chat?conversation={number}")
+        page.locator("#chat-log-right").get_by_text("All points at one distance").wait_for()
+        page.locator("#vote-told").get_by_text("Pair #1").wait_for()
         assert page.problems == []
     with session(DataFolder(data)) as db:
         assert [duel.verdict for duel in duels(db)] == ["right"]

@@ -27,14 +27,17 @@ from chat_server import (
     trained,
 )
 from factories import World, png
+from storage import chat_edits
 from storage import jobs as store
+from storage.chat_edits import Answer
 from storage.chats import add_turn, list_conversations
 from storage.errors import Conflict, DatabaseBusy, NotFound
 from storage.lifecycle import JobStatus
-from workbench import chat_client, chat_desk, chat_round
+from workbench import chat_client, chat_round, chat_wiring
 from workbench.chat_client import Waiting, ensure_process
 from workbench.chat_desk import Cast, Decoding, View, read_open_question, store_answers
 from workbench.chat_holds import Hold, is_wanted_gone, rounds_on
+from workbench.chat_parts import EMPTY
 from workbench.chat_round import Stops, answer_last, send
 from workbench.context import Context
 from workbench.pages import chat as page
@@ -50,11 +53,11 @@ def test_answers_are_stored_off_the_event_loop(
     async def play() -> None:
         loop = asyncio.get_running_loop()
 
-        def slow(*arguments: Any) -> None:
+        def slow(*arguments: Any) -> Any:
             ticked = threading.Event()
             loop.call_soon_threadsafe(ticked.set)
             alive.append(ticked.wait(5))  # never, if the loop itself is in here
-            store_answers(*arguments)
+            return store_answers(*arguments)
 
         monkeypatch.setattr(chat_round, "store_answers", slow)
         await everything(send(context, Stops(), "s", USER, None, "What?", (), Cast(), Decoding().model_dump()))
@@ -77,7 +80,7 @@ def test_a_busy_database_is_tried_again_and_both_answers_are_stored_or_none(
             raise DatabaseBusy("The database is held by another process.")
         return add_turn(*arguments, **named)
 
-    monkeypatch.setattr(chat_desk, "add_turn", busy)
+    monkeypatch.setattr(chat_edits, "add_turn", busy)
     with serving(context, says("Red.", "Round.")):
         last = ask(context)[-1]
     assert not last.running
@@ -121,16 +124,20 @@ def test_a_question_waits_for_the_answer_before_it(world: World, context: Contex
     ]
 
 
+def said(*texts: str) -> list[Answer]:
+    return [Answer(number, "demo", None, text, "stop") for number, text in enumerate(texts)]
+
+
 def test_an_answer_keeps_its_place_before_a_question_from_another_tab(world: World, context: Context) -> None:
     with serving(context, [{"error": "no"}], [{"error": "no"}]):
         first = ask(context, "One")[-1].conversation
         assert first is not None
-        open_question = read_open_question(context, USER, first)
+        open_question = read_open_question(context, USER, first, Cast())
         ask(context, "Two", conversation=first)
-    store_answers(context, open_question, Cast(), [("Red.", "stop"), ("Round.", "stop")])
+    store_answers(context, open_question, {}, said("Red.", "Round."))
     assert [turn.content[0]["text"] for turn in stored(world).turns] == ["One", "Red.", "Round.", "Two"]
     with pytest.raises(Conflict, match="another tab first"):
-        store_answers(context, open_question, Cast(), [("Blue.", "stop"), ("Flat.", "stop")])
+        store_answers(context, open_question, {}, said("Blue.", "Flat."))
     assert len(stored(world).turns) == 4
 
 
@@ -241,7 +248,7 @@ def test_a_process_is_not_replaced_under_an_answer(world: World, context: Contex
             async for last in views:
                 if other is None and any("Half" in text for text in texts(last, 0)):
                     held = store.list_jobs(world.db, kind="serve")[0].id
-                    other = asyncio.create_task(second(Cast("demo", (None, trained(world))), held))
+                    other = asyncio.create_task(second(Cast.of("demo", None, trained(world)), held))
         assert other is not None
         assert last is not None
         return last, (await other)[-1]
@@ -320,7 +327,7 @@ def test_turning_to_a_conversation_that_is_not_there_is_told(context: Context, n
     assert "There is no" in shown(asyncio.run(handler(context, "choosing")(event, request())))
 
 
-@pytest.mark.parametrize("name", ["choosing", "fresh"])
+@pytest.mark.parametrize("name", ["choosing", "fresh", "counting"])
 def test_a_busy_database_is_told_when_turning_to_another_conversation(
     context: Context, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -328,11 +335,15 @@ def test_a_busy_database_is_told_when_turning_to_another_conversation(
         raise DatabaseBusy("The database is held by another process.")
 
     found = handler(context, name)
-    monkeypatch.setattr(page, "model_state", busy)
-    monkeypatch.setattr(page, "default_cast", busy)
-    event = SimpleNamespace(_data={"conversation": 1})
-    arguments = (event, request()) if name == "choosing" else (None, "demo", "base", "base", request())
-    updates = asyncio.run(found(*arguments))
+    monkeypatch.setattr(chat_wiring, "model_state", busy)
+    monkeypatch.setattr(chat_wiring, "cast_for", busy)
+    beginning = (request(), None, EMPTY, None, "demo", "2")
+    arguments: dict[str, tuple[Any, ...]] = {
+        "choosing": (SimpleNamespace(_data={"conversation": 1}), request()),
+        "fresh": (*beginning, "base", "base", "base"),
+        "counting": beginning,
+    }
+    updates = asyncio.run(found(*arguments[name]))
     assert "held by another process" in shown(updates)
 
 

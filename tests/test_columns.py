@@ -14,13 +14,15 @@ from tiny import ask, picture
 
 torch = pytest.importorskip("torch")
 
+from torch.overrides import TorchFunctionMode  # noqa: E402
+
 from jobs.gpu.columns import Asked, Columns  # noqa: E402
 from jobs.gpu.decoding import Decoding, Sampling, noise_seed  # noqa: E402
 from jobs.gpu.kept_prompts import KeptPrompts, Prompt, image_spans, shared  # noqa: E402
 from jobs.gpu.loading import Loaded  # noqa: E402
 from jobs.gpu.lora import attach, speaking  # noqa: E402
 from jobs.gpu.prompts import encode  # noqa: E402
-from jobs.gpu.row_adapters import RowAdapters, spans_of  # noqa: E402
+from jobs.gpu.row_adapters import RowAdapters, is_lora, spans_of  # noqa: E402
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=12, min_new_tokens=12)
 DRAWN = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=12, seed=3)
@@ -186,6 +188,78 @@ def test_the_model_is_left_as_it_was(loaded: Any) -> None:
         together(loaded, [("a9", CHATS["image"])])
     assert alone(loaded, "a1", CHATS["image"]) == before
     assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("finer", [True, False], ids=["adapter in 32 bits", "adapter in 16 bits"])
+def test_in_16_bits_one_row_is_rounded_as_pefts(loaded: Any, tmp_path: Path, finer: bool) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    folder = tiny.tiny_llava()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    base = Loaded(str(folder), model, loaded[1], torch.device("cpu"))
+    peft = attach(base, {"a1": (make_adapter(tmp_path / "one", seed=1), "one")})
+    if not finer:
+        peft.to(torch.bfloat16)
+    layer = next(module for module in peft.modules() if is_lora(module))
+    assert layer.lora_A["a1"].weight.dtype == (torch.float32 if finer else torch.bfloat16)
+    inputs = encode(loaded[1], [CHATS["text"]])
+    given = torch.randn(1, 50, layer.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        with speaking(peft, "a1"):
+            single, whole = layer(given), peft(**inputs).logits
+        with speaking(peft, None), RowAdapters(peft).speaking(["a1"]):
+            assert torch.equal(layer(given), single)
+            assert torch.equal(peft(**inputs).logits, whole)
+        with speaking(peft, None):
+            assert not torch.equal(peft(**inputs).logits, whole)
+
+
+class Multiplied(TorchFunctionMode):
+    """Collects what was the first factor of a `torch.mm`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: list[Any] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.mm:
+            self.first.append(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_two_rows_are_asked_the_quick_way_with_and_without_lora(loaded: Any) -> None:
+    model, _ = loaded
+    base = model.get_base_model()
+    quick = {id(base.lm_head.weight)}
+    quick |= {id(module.base_layer.weight) for module in model.modules() if is_lora(module)}
+    with Multiplied() as multiplied:
+        together(loaded, [(None, CHATS["text"]), ("a1", CHATS["text"])])
+    assert {id(one) for one in multiplied.first} >= quick
+    with Multiplied() as multiplied:
+        together(loaded, [("a1", CHATS["text"])])
+    assert not {id(one) for one in multiplied.first} & quick
+    with Multiplied() as multiplied:
+        together((base_without_adapters(), loaded[1]), [(None, CHATS["text"])] * 2)
+    assert len({id(one) for one in multiplied.first}) == len(quick)
+
+
+def base_without_adapters() -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(tiny.tiny_llava(), dtype=torch.float32).eval()
+
+
+def test_a_layer_that_somebody_listens_to_is_called(loaded: Any) -> None:
+    model, _ = loaded
+    base = next(module for module in model.modules() if is_lora(module)).base_layer
+    heard: list[int] = []
+    handle = base.register_forward_hook(lambda *_: heard.append(1))
+    try:
+        columns = together(loaded, [(None, CHATS["text"]), ("a1", CHATS["text"])])
+    finally:
+        handle.remove()
+    assert len(heard) == 12
+    assert tokens(columns) == [alone(loaded, name, CHATS["text"]) for name in (None, "a1")]
 
 
 def test_rows_of_one_adapter_lie_together() -> None:

@@ -14,7 +14,8 @@ from storage import history
 from storage.chats import add_turn, delete_conversation, get_conversation, list_conversations
 from storage.errors import NotFound
 from storage.upkeep import check
-from storage.votes import cast_vote, make_pair
+from storage.vote_pairs import make_pairs
+from storage.votes import cast_vote
 from test_votes import USER, left_of, talk, text
 from workbench import chat_export, chat_view
 from workbench.context import Context
@@ -49,7 +50,7 @@ def test_a_search_without_a_hit_says_so_and_is_no_markup() -> None:
 def test_a_deleted_conversation_comes_back_whole(world: World) -> None:
     number = talk(world, ("what?", "red", "a red circle"))
     cast_vote(world.db, USER, number, left_of(world, number), "right", "clear")
-    make_pair(world.db, USER, number, left_of(world, number))
+    make_pairs(world.db, USER, number, left_of(world, number))
     before = get_conversation(world.db, number, USER)
     with pytest.raises(NotFound):
         delete_conversation(world.db, "eve", number)
@@ -90,7 +91,7 @@ def test_export_has_each_columns_messages_and_the_votes(world: World, client: Te
     assert right["model"] == "base-1"
     assert [message["role"] for message in right["messages"]] == ["user", "assistant", "user", "assistant", "user"]
     assert right["messages"][1]["content"] == text("a red circle")
-    assert found[0]["votes"] == [{"after_turn": 3, "verdict": "right", "note": "clear", "pair": None}]
+    assert found[0]["votes"] == [{"after_turn": 3, "verdict": "right", "note": "clear", "pairs": []}]
     assert "über?" in answer.text
     one = client.get(f"/api/conversations.jsonl?conversation={other}")
     assert len(one.text.splitlines()) == 1

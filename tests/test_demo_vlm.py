@@ -33,6 +33,7 @@ from jobs.gpu.demo.packing import Phase, Renderer, Row, build_rows, collate
 from jobs.gpu.demo.scoring import is_right, is_sentence
 from jobs.gpu.demo.tuning import Learner
 from storage.errors import UserError
+from tiny import demo_vlm
 
 
 def make_question(text: str = "what shape is present?", answer: str = "circle", **changes: Any) -> Question:
@@ -304,10 +305,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    steps: list[tuple[str, float]] = []
-    target = tmp_path_factory.mktemp("models") / "demo-vlm"
-    folder = assemble.ensure_demo(target, lambda message, share: steps.append((message, share)))
+def assembled() -> Path:
+    folder, steps = demo_vlm()
     shares = [share for _, share in steps]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

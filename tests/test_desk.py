@@ -187,9 +187,12 @@ def test_the_estimate_goes_by_earlier_replies_and_warns(world: World, server: Ge
     assert told.seconds >= 10 / 2 * 60
     notes = " ".join(told.notes)
     assert "earlier judgements" in notes
-    assert "used up after about 0 of 10 samples" in notes
+    assert "None would be sent: for a request $0." in notes
     assert "may make 5 requests" in notes
     assert "over 4 days" in notes
+    enough = {**values, "budget": told.money / 2, "max_output_tokens": 64, "max_requests": None}
+    notes = " ".join(estimate(world.db, world.settings, "judge", enough).notes)
+    assert "None would be sent" in notes or "used up after about 5 of 10 samples" in notes
 
 
 def test_the_rules_estimate(world: World) -> None:

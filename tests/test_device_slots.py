@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
@@ -265,3 +266,60 @@ def test_memory_that_a_job_leaves_on_its_device_is_logged(
     sleepers.step()
     assert asked == [("cuda:0", job.id), ("cuda:1", job.id)]
     assert f"job {job.id}: cuda:1 holds 22 GB" in capsys.readouterr().out
+
+
+def with_file(sleepers: Sleepers) -> tuple[Job, Path]:
+    """A job of two processes whose run folder holds accelerate's file."""
+    config = {"model": "demo", "processes": 2, "accelerate_config": "/somewhere/accelerate.yaml"}
+    job = store.add_job(sleepers.world.db, kind="dpo", config=config, user=USER, slot_kind="device")
+    file = sleepers.world.folder.run(job.id) / "data" / placement.ACCELERATE_FILE
+    file.parent.mkdir(parents=True)
+    file.write_text("num_processes: 2\n")
+    return job, file
+
+
+def states(sleepers: Sleepers, *jobs: Job) -> list[str]:
+    return [str(store.get_job(sleepers.world.db, job.id).status) for job in jobs]
+
+
+def test_a_file_that_cannot_be_read_just_now_has_its_job_wait_and_no_other(
+    sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, file), other = with_file(sleepers), add(sleepers.world)
+    real = Path.read_bytes
+
+    def stale(self: Path) -> bytes:
+        if self == file:
+            raise OSError(116, "Stale file handle", str(self))
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", stale)
+        sleepers.step()
+        assert states(sleepers, job, other) == ["queued", "starting"]
+        told = steering.waits_for(sleepers.world.db, store.get_job(sleepers.world.db, job.id))
+        assert told == "its run folder cannot be read just now (Stale file handle)"
+    sleepers.step()
+    assert states(sleepers, job) == ["starting"]
+    assert steering.waits_for(sleepers.world.db, job) == "", "the words go with the reason"
+
+
+def test_a_run_folder_that_is_away_is_waited_for(sleepers: Sleepers) -> None:
+    job, _ = with_file(sleepers)
+    folder = sleepers.world.folder.run(job.id)
+    folder.rename(folder.with_name("elsewhere"))
+    sleepers.step()
+    assert states(sleepers, job) == ["queued"]
+    folder.with_name("elsewhere").rename(folder)
+    sleepers.step()
+    assert states(sleepers, job) == ["starting"]
+
+
+def test_a_file_that_is_missing_fails_its_job_with_the_remedy(sleepers: Sleepers) -> None:
+    job, file = with_file(sleepers)
+    file.unlink()
+    sleepers.step()
+    found = store.get_job(sleepers.world.db, job.id)
+    assert found.status is JobStatus.FAILED
+    assert "accelerate.yaml is missing" in found.reason
+    assert "jobs again" in found.reason

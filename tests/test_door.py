@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
@@ -9,17 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from gradio.context import LocalContext
+from gradio.exceptions import InvalidPathError
+from gradio.processing_utils import move_files_to_cache
 from starlette.routing import BaseRoute, Mount
 
 import app as plumb
 from factories import World, open_world, settings_for
 from jobs.settings import local_user
 from storage.errors import UserError
+from storage.folder import DataFolder
+from storage.occupants import _lock_app
 from workbench import door as doors
 from workbench.context import Context
 from workbench.door import Door
@@ -34,6 +41,7 @@ CONCRETE = [
     "/pairs",
     "/jobs",
     "/chat",
+    "/contests",
     "/config",
     "/theme.css",
     "/manifest.json",
@@ -196,7 +204,7 @@ def test_an_old_session_ends(away: tuple[Any, Door, World], monkeypatch: pytest.
     for strange in ('a={"x":"y"}', "a=b c", "foo", "a@b=1"):  # of another app on this host
         beside = {"cookie": f"{strange}; {keeper.cookie}={session}"}
         assert client(app).get("/config", headers=beside).status_code == 200, strange
-    monkeypatch.setattr(doors, "SESSION_SECONDS", -1)
+    monkeypatch.setattr("workbench.sessions.SESSION_SECONDS", -1)
     assert client(app).get("/config", headers=cookie).status_code == 401
 
 
@@ -212,7 +220,7 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
 def test_on_loopback_the_user_is_the_systems(home: tuple[Any, World]) -> None:
     visitor = client(home[0], "http://127.0.0.1:7860")
     assert visitor.get("/gradio_api/user").json() == local_user()
-    for path in ("/", "/pairs", "/jobs", "/chat"):
+    for path in ("/", "/pairs", "/jobs", "/chat", "/contests"):
         answer = visitor.get(path, headers=BROWSER)
         assert answer.status_code == 200, path
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -350,6 +358,23 @@ def test_it_serves_off_loopback_with_a_token_on_the_console(tmp_path: Path) -> N
             assert visitor.get("/login", params={"token": found[2]}).status_code == 303
             assert visitor.get("/").status_code == 200
             assert visitor.get("/health").json() == {"status": "ok", "torch_imported": False}
+        assert _lock_app(DataFolder(Path(data)), fcntl.LOCK_EX) is None, "nobody restores into it meanwhile"
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("field", ["chat-box", "contest-file"])
+def test_no_file_of_the_machine_is_read_for_a_forged_upload(context: Context, tmp_path: Path, field: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not uploaded")
+    root = build_pages(context)
+    block = next(one for one in root.blocks.values() if getattr(one, "elem_id", None) == field)
+    upload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+
+    def take() -> None:
+        LocalContext.blocks.set(root)
+        move_files_to_cache(upload, block, check_in_upload_folder=True)
+
+    with pytest.raises(InvalidPathError, match="not uploaded"):
+        copy_context().run(take)

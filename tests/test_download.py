@@ -27,6 +27,8 @@ from jobs.runs import RunFolder
 from jobs.worker import work
 from storage.errors import UserError
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 
 def test_a_model_arrives_whole(tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)

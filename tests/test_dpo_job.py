@@ -17,6 +17,8 @@ from jobs.gpu.callbacks import evaluation_steps, house_names
 from jobs.runs import RunFolder
 from jobs.worker import work
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 #: What a clock and the machine decide.
 TIMED = {
     "trial_seconds",

@@ -22,6 +22,8 @@ from jobs.worker import work
 from test_dpo_job import dpo_run, last_end, metrics, pair
 from test_resume import UNEVEN, go_on, stop_when, uneven_run, weights
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 #: Accuracy and margin at steps 1 to 6: the second is the best, by its margin.
 SCRIPT = [(0.5, 1.0), (0.75, 2.0), (0.75, 1.5), (0.5, 9.0), (0.9, 1.0), (0.9, 1.0)]
 

@@ -23,6 +23,8 @@ from jobs.reporter import Reporter
 from jobs.runs import RunFolder
 from jobs.worker import work
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 FAMILIES = list(tiny_vlms.FAMILIES)
 FAST = {
     "dataset": "pairs",

@@ -14,7 +14,7 @@ from tiny import tiny_llava
 def test_a_dozen_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     size = Size(samples=60, answers=2, steps=40)
     with raging(
-        tmp_path / "data", tiny_llava(), kills=12, seed=5, size=size, pause=(1.0, 5.0), seconds=240
+        tmp_path / "data", tiny_llava(), kills=12, seed=5, size=size, pause=(1.0, 3.5), seconds=240
     ) as faults:
         found = faults.outcome
         log = (faults.world.folder.runtime / "supervisor.log").read_text()

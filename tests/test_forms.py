@@ -83,6 +83,16 @@ def test_ids_that_are_no_numbers_are_named() -> None:
         held({"inner.ids": "3, x"})
 
 
+def test_words_have_commas_between_them() -> None:
+    class Named(BaseModel):
+        columns: tuple[str, ...] = ("base", "7b instruct@lab")
+
+    (found,) = controls_of(Named)
+    assert shown(found, found.default) == "base, 7b instruct@lab"
+    assert collect([found], [" base,, 7b instruct@lab ,"]) == {"columns": ("base", "7b instruct@lab")}
+    assert collect([found], [None]) == {"columns": ()}
+
+
 def test_an_unknown_type_is_a_bug_that_shows_at_once() -> None:
     class Odd(BaseModel):
         thing: dict[str, int] = {}
@@ -97,11 +107,12 @@ def test_the_defaults_of_every_kind_survive_the_form(kind: str) -> None:
     lacking: dict[str, dict[str, Any]] = {
         "download": {"model": "owner/model"},
         "merge": {"adapter": 3},
+        "contest": {"columns": ("base", "3")},
         "push": {"adapter": 3, "repository": "ada/colours"},
         **{config.kind: {"dataset": "some pairs"} for config in TRAININGS},
     }
     needed = lacking.get(kind, {})
-    raw = [needed.get(control.path, shown(control, control.default)) for control in found]
+    raw = [shown(control, needed.get(control.path, control.default)) for control in found]
     assert parse_config(kind, collect(found, raw)) == parse_config(kind, needed)
 
 

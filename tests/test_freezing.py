@@ -17,6 +17,7 @@ from jobs.pairing import PairRule, ScoredSample, deciding_judgement, preview
 from storage import pairs
 from storage.database import connect, snapshot
 from storage.datasets import dataset_rows, freeze_pairs, get_dataset
+from storage.discarding import discard
 from storage.errors import Conflict, UserError
 from storage.records import METRICS, Candidate, DatasetRow, Judgement, Rater, Score
 from storage.scored import walk_judged, walk_scored
@@ -48,7 +49,7 @@ def pair(world: World, candidates: Sequence[Candidate]) -> None:
 def by_rule(world: World, rule: PairRule | None = None) -> None:
     rule = rule or PairRule()
     found = preview((ScoredSample(*scored) for scored in walk_scored(world.db)), rule)
-    pairs.add_rule_pairs(world.db, USER, rule.model_dump(mode="json"), found.pairs)
+    pairs.add_rule_pairs(world.db, USER, rule.stored(), found.pairs)
     pairs.accept_proposed(world.db, USER)
 
 
@@ -210,7 +211,7 @@ def test_the_rule_tells_raters_rubrics_and_what_made_the_pairs(world: World) -> 
         {"kind": "person", "name": USER, "version": "", "mode": "pairs by hand", "pairs": 1},
     ]
     assert rule["rubrics"] == ["plumb-1"]
-    assert rule["pair_rules"] == [{"rule": PairRule().model_dump(mode="json"), "pairs": 3}]
+    assert rule["pair_rules"] == [{"rule": PairRule().stored(), "pairs": 3}]
     assert (rule["statuses"], rule["heldout_percent"], rule["seed"]) == (["accepted"], 0, 3)
     assert (rule["whose_scores"], rule["judge"]) == ("people before judges", None)
 
@@ -406,3 +407,21 @@ def test_what_was_deleted_meanwhile_is_told(world: World) -> None:
             heldout_percent=0,
         )
     assert not world.db.execute("SELECT 1 FROM datasets").fetchall()
+
+
+def test_a_discarded_sample_is_in_no_data_set(world: World) -> None:
+    samples = [world.sample(number) for number in range(1, 6)]
+    for sample in samples:
+        better, worse = world.judged(sample, [12, 1])
+        pairs.choose_by_hand(world.db, USER, better.id, worse.id)
+    discard(world.db, USER, samples[2])
+    left = contents(world.db)
+    assert (left.pairs, left.samples) == (4, 4)
+    dataset = freeze(world.db, USER, "kept", heldout_percent=25)
+    for kind in ("pair", "sample"):
+        rows = dataset_rows(world.db, dataset.id, kind=kind)
+        assert {row.sample_id for row in rows} == {*samples} - {samples[2]}
+    for sample in samples:
+        discard(world.db, USER, sample)
+    with pytest.raises(UserError, match="would be empty"):
+        freeze(world.db, USER, "nothing")

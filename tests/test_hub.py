@@ -200,7 +200,7 @@ def test_a_worker_loads_the_revision_that_was_pinned(tmp_path: Path, fake_hub: F
     }
     fake_hub.add(NAME, older, FIRST)
     fake_hub.add(NAME, newer, SECOND)
-    fake_hub.cut = 40_000
+    fake_hub.cut = 100_000
     home = generate_run(tmp_path / "home", model=str(tiny.tiny_llava()))
     pinned = generate_run(tmp_path / "pinned", model=NAME, revision=FIRST)
     newest = generate_run(tmp_path / "newest", model=NAME, revision=SECOND)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
+from typing import Any, cast
 
 import gradio as gr
 import pytest
@@ -12,6 +17,7 @@ import pytest
 from factories import USER, World
 from job_pages import advance
 from jobs import steering
+from jobs.disk import run_sizes
 from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.errors import PlumbError, UserError
@@ -20,9 +26,11 @@ from storage.records import Job
 from workbench import job_acts
 from workbench.context import Context
 from workbench.job_acts import before, before_delete, before_stop
-from workbench.job_look import Look, look, read_notes, search_log
+from workbench.job_downloads import zipped
+from workbench.job_look import Look, changed, look, read_notes, search_log
 from workbench.job_panels import Opened, Queue, Undo
 from workbench.job_words import state_words
+from workbench.pages import jobs as jobs_page
 from workbench.progress import MOST_JOBS, Notes, ProgressClock, Told, Watch
 
 pytestmark = pytest.mark.usefixtures("no_supervisor")
@@ -133,15 +141,77 @@ def test_a_run_is_deleted_and_restored(world: World, context: Context) -> None:
     found = look(context, Watch(), job.id)
     assert (found.deletable, found.restorable) == (False, True)
     assert "Deleted by bob" in found.head
-    assert "1 deleted run" in found.jobs, "also where no other job is left"
+    assert "1 deleted run" in found.bin, "also where no other job is left"
     world.job()
-    assert "1 deleted run" in look(context, Watch(), None).jobs
+    assert "1 deleted run" in look(context, Watch(), None).bin
     assert "Go on" not in found.head
     assert not found.resumable
     assert job_acts.restore(context, job.id) == ""
     found = look(context, Watch(), job.id)
     assert (found.deletable, found.restorable) == (True, False)
-    assert "deleted run" not in found.jobs
+    assert found.bin == ""
+
+
+def test_the_bin_is_drawn_anew_only_where_it_changes(
+    world: World, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fold under the eyes of whoever reads it: at each tick, and at each minute."""
+    first, other = end(world, world.job()), world.job()
+    job_acts.delete(context, first.id, "bob")
+    before = look(context, Watch(), None)
+    advance(world, other, JobStatus.STARTING, JobStatus.RUNNING)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls(2030, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("workbench.job_look.datetime", Later)
+    after = look(context, Watch(), other.id)
+    assert before.jobs != after.jobs
+    assert before.bin == after.bin
+    assert store.get_job(world.db, first.id).deleted_at[:16].replace("T", " ") in after.bin  # type: ignore[index]
+    assert '<details class="plumb-bin" open>' in look(context, Watch(), first.id).bin
+
+
+def handler(page: gr.Blocks, name: str) -> Callable[..., dict[Any, Any]]:
+    """What the page does when this component is used."""
+    by_id = {component.elem_id: number for number, component in page.blocks.items() if component.elem_id}
+    found = [one.fn for one in page.fns.values() if by_id[name] in {target for target, _ in one.targets}]
+    return cast(Callable[..., dict[Any, Any]], found[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "kept", "words"), [("job-retries", -3, 4, "retries = -3"), ("job-after", 99, 0, "no job 99")]
+)
+def test_what_was_refused_shows_again_what_holds(
+    world: World, context: Context, name: str, typed: int, kept: int, words: str
+) -> None:
+    job = world.job("dpo", dataset="first")
+    page = jobs_page.build(context)
+    seen = changed(look(context, Watch(), job.id), {})[1]
+    done = handler(page, name)(job.id, seen, 40, None, None, typed)
+    told = {component.elem_id: value for component, value in done.items() if component.elem_id}
+    assert told[name]["value"] == kept
+    assert words in told["job-problem"]
+    done = handler(page, name)(job.id, seen, 40, None, None, kept)
+    assert name not in {component.elem_id for component in done}, "nothing was refused, and nothing is sent"
+
+
+def test_the_download_is_as_large_as_what_is_in_it(world: World, context: Context) -> None:
+    """Images and adapters lie in the run folder by hard links: deleting it frees nothing of them."""
+    job = end(world, world.job())
+    run = RunFolder(world.folder.run(job.id))
+    image = world.folder.images / "ab.png"
+    image.write_bytes(bytes(3_000_000))
+    run.images.mkdir(parents=True)
+    os.link(image, run.images / "ab.png")
+    (run.path / "link").symlink_to(image)
+    found = look(context, Watch(), job.id)
+    assert "Download the run folder</a> (3.0 MB)" in found.downloads
+    assert "3.0 MB" not in found.head
+    sent = zipfile.ZipFile(io.BytesIO(b"".join(zipped(run.path, "job")))).infolist()
+    assert sum(one.file_size for one in sent) == run_sizes(run).whole
 
 
 def test_the_log_of_a_deleted_run_is_searched_where_it_lies(world: World, context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from factories import World
 from job_pages import advance, raw_of
 from jobs.freezing import freeze
+from jobs.merged import Merged
 from jobs.runs import RunFolder
 from storage import jobs as store
 from storage.adapters import add_adapter
@@ -198,6 +200,21 @@ def test_presets_change_how_it_runs_and_not_whose_run_it_is() -> None:
     assert not {"dataset", "model", "name", "device"} & paper.keys()
     assert job_launch.preset_for("demo") == "demo"
     assert job_launch.preset_for("llava-hf/llava-1.5-13b-hf") == "paper"
+
+
+def test_merged_weights_have_the_preset_of_their_base(tmp_path: Path) -> None:
+    def merge(name: str, base: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "plumb.json").write_text(Merged(base, 1, "mine", "a" * 64, "float32", 2, "2026-11-23").text())
+        return str(folder)
+
+    once = merge("once", "demo")
+    assert job_launch.preset_for(once) == "demo"
+    assert job_launch.preset_for(merge("twice", once)) == "demo"
+    assert job_launch.preset_for(merge("other", "llava-hf/llava-1.5-13b-hf")) == "paper"
+    assert job_launch.preset_for(merge("circle", str(tmp_path / "circle"))) == "paper"
+    assert job_launch.preset_for("~nobody/of this name\0") == "paper"
 
 
 def test_a_jobs_settings_fill_its_form_again(world: World) -> None:

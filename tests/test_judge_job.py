@@ -33,6 +33,8 @@ from storage.records import METRICS, ChecklistItem, Job
 from storage.samples import add_sample
 from storage.scores import get_judgements
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 Wait = Callable[..., None]
 
 

@@ -394,8 +394,48 @@ def test_editing_and_saving_a_rubric_fit_their_outputs(context: Context) -> None
 
 def test_saving_the_table_fits_its_outputs(context: Context) -> None:
     saving = handlers(context)["saving_table"]
-    assert set(saving.fn(table(ROW), 1.0, "UTC")) <= set(saving.outputs)
-    assert set(saving.fn(table({**ROW, "model": ""}), 1.0, "UTC")) <= set(saving.outputs)
+    assert set(saving.fn(table(ROW), 1.0, "UTC", "")) <= set(saving.outputs)
+    assert set(saving.fn(table({**ROW, "model": ""}), 1.0, "UTC", "")) <= set(saving.outputs)
+
+
+def test_a_tab_of_before_overwrites_no_cap(context: Context) -> None:
+    write_terms(context.folder.judges, DEFAULT)
+    here, there = handlers(context), handlers(context)
+    request = SimpleNamespace(query_params={})
+
+    def mark_in(answered: dict[Any, Any]) -> str:
+        return next(str(value) for part, value in answered.items() if isinstance(part, gr.State))
+
+    before = mark_in(here["opening"].fn(request))
+    assert mark_in(there["opening"].fn(request)) == before
+    mark = mark_in(here["saving_table"].fn(table(ROW), 1.0, "UTC", before))
+    assert mark != before
+    refused = there["saving_table"].fn(table(ROW), 500.0, "UTC", before)
+    assert any("Somebody has changed prices or limits" in str(value) for value in refused.values())
+    assert read_terms(context.folder.judges).money_a_day == 1.0
+    here["saving_table"].fn(table(ROW), 2.0, "UTC", mark)
+    assert read_terms(context.folder.judges).money_a_day == 2.0, "whoever saved last goes on from there"
+    (context.folder.judges / "terms.json").write_text("{")
+    unread = mark_in(here["opening"].fn(request))
+    here["saving_table"].fn(table(ROW), 3.0, "UTC", unread)
+    assert read_terms(context.folder.judges).money_a_day == 3.0, "a table that could not be read is written anew"
+
+
+def test_a_model_that_is_closed_for_the_day_is_asked_again(context: Context) -> None:
+    write_terms(context.folder.judges, DEFAULT)
+    ledger = Ledger(context.folder.judges)
+    ledger.close_until("gemini-2.5-flash", time.time() + 3600, "quota of the day", "day")
+    ledger.close_until("<b>", time.time() + 30, "too many a minute", "minute")
+    shown_today = judge_desk.show_today(context)
+    assert shown_today.count("data-open=") == 1, "a minute passes by itself"
+    assert 'data-open="gemini-2.5-flash"' in shown_today
+    found = handlers(context)["opening_again"]
+    event = SimpleNamespace(_data={"model": "gemini-2.5-flash"})
+    message, today = found.fn(event)
+    assert "is asked again" in message
+    assert "data-open" not in today
+    assert "is not closed any more" in found.fn(event)[0]
+    assert ledger.tell(read_terms(context.folder.judges)).models.keys() == {"<b>"}
 
 
 def test_the_editor_has_a_labelled_field_for_each_text(context: Context) -> None:

@@ -20,6 +20,8 @@ from jobs.losses import LOSSES, parse_losses
 from jobs.worker import work
 from test_dpo_job import FAST, dpo_run, last_end, pair
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 # How a sum is written
 
 WEIGHTS = st.one_of(st.integers(0, 99), st.decimals("0", "10", places=3)).map(str)

@@ -101,6 +101,11 @@ def test_a_generation_asks_for_a_smaller_batch(tmp_path: Path, monkeypatch: pyte
     ]
 
 
+def test_a_contest_asks_for_a_smaller_batch() -> None:
+    config = parse_config("contest", {"columns": ["base", "1"], "batch_size": 8, "max_new_tokens": 256})
+    assert list(remedies(config, "cpu"))[:2] == ["set batch_size 8 → 4", "set max_new_tokens 256 → 128"]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "push"])
 def test_every_kind_has_a_remedy(kind: str) -> None:
     config = parse_config(kind, {"dataset": "x"} if issubclass(KINDS[kind], TrainConfig) else values_of(kind))
@@ -108,7 +113,11 @@ def test_every_kind_has_a_remedy(kind: str) -> None:
 
 
 def values_of(kind: str) -> dict[str, Any]:
-    lacking: dict[str, dict[str, Any]] = {"merge": {"adapter": 1}, "download": {"model": "owner/model"}}
+    lacking: dict[str, dict[str, Any]] = {
+        "merge": {"adapter": 1},
+        "download": {"model": "owner/model"},
+        "contest": {"columns": ("base", "1")},
+    }
     return lacking.get(kind, {})
 
 

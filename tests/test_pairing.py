@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from factories import USER, World, metrics_of
-from jobs.pairing import PairRule, ScoredSample, pair_of, preview
-from storage.records import Candidate, Judgement, Rater, Score
+from jobs.pairing import PairRule, ScoredSample, pairs_of, preview
+from storage.pairs import NewPair
+from storage.records import METRICS, Candidate, Judgement, Rater, Score
 from storage.scored import walk_scored
 from storage.scores import set_score
 
@@ -36,6 +37,11 @@ def judgement(qualities: list[int | None], rater: Rater = JUDGE, number: int = 1
 def scored(*judgements: Judgement, sample_id: int = 1) -> ScoredSample:
     size = max(len(one.scores) for one in judgements)
     return ScoredSample(sample_id, [candidate(n + 1) for n in range(size)], judgements)
+
+
+def pair_of(sample: ScoredSample, rule: PairRule) -> tuple[NewPair | None, float | None]:
+    found, spread, _ = pairs_of(sample, rule)
+    return (found[0] if found else None), spread
 
 
 def test_the_first_of_the_best_is_chosen() -> None:
@@ -90,7 +96,20 @@ def test_empty_answers_and_equal_texts_make_no_pair() -> None:
     assert {pair.rejected_id for pair in drawn if pair} == {3}
 
 
-@pytest.mark.parametrize("values", [{"margin": 0}, {"metrics": []}, {"metrics": ["charm"]}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"margin": 0},
+        {"metrics": []},
+        {"metrics": ["charm"]},
+        {"seed": -1},
+        {"weights": {"charm": 2}},
+        {"weights": {"correctness": 0}},
+        {"weights": {"correctness": 1.5}},
+        {"several": "loudest"},
+        {"longest_difference": -1},
+    ],
+)
 def test_bad_rules_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         PairRule.model_validate(values)
@@ -142,3 +161,106 @@ def test_one_judge_of_several_can_be_chosen() -> None:
     assert pair_of(scored(second), chosen) == (None, None)
     assert pair_of(scored(first, person), chosen)[0].chosen_id == 2, "people come first"  # type: ignore[union-attr]
     assert PairRule.model_validate(PairRule().model_dump(exclude={"judge"})).judge is None, "rules of before"
+
+
+# --- beyond the paper ---
+
+
+def of_people(*qualities: list[int]) -> ScoredSample:
+    people = [Rater(10 + number, "person", f"p{number}", "", "") for number in range(len(qualities))]
+    return scored(
+        *(judgement(list(one), rater, 1 + n) for n, (one, rater) in enumerate(zip(qualities, people, strict=True)))
+    )
+
+
+def chosen_over(found: list[NewPair]) -> set[tuple[int, int]]:
+    return {(pair.chosen_id, pair.rejected_id) for pair in found}
+
+
+def test_weights_count_a_metric_several_times() -> None:
+    helpful, correct = Score(1, 4, 0, 0, 0, 0), Score(2, 0, 3, 0, 0, 0)
+    sample = scored(replace(judgement([0, 0]), scores=(helpful, correct)))
+    assert pair_of(sample, PairRule(margin=1))[0].chosen_id == 1  # type: ignore[union-attr]
+    rule = PairRule(margin=1, weights={"correctness": 2, "coherence": 1})
+    pair, spread = pair_of(sample, rule)
+    assert pair is not None
+    assert (pair.chosen_id, pair.chosen_quality, pair.rejected_quality, spread) == (2, 6, 4, 2)
+    assert rule.weights == {"correctness": 2}, "what counts once says nothing"
+    assert rule.highest == 16
+
+
+def test_the_papers_rule_is_stored_as_ever_and_old_rules_are_read() -> None:
+    old = {"metrics": ["helpfulness", "correctness", "coherence"], "margin": 2, "seed": 0}
+    old |= {"raters": "people before judges", "judge": None}
+    assert PairRule().stored() == old
+    assert PairRule.model_validate(old) == PairRule()
+    full = PairRule(weights={"verbosity": 3}, several="mean", keep="all", longest_difference=9)
+    assert PairRule.model_validate(full.stored()) == full
+
+
+def test_several_raters_are_put_together() -> None:
+    sample = of_people([12, 1], [0, 2], [0, 2])
+    assert chosen_over(pairs_of(sample, PairRule())[0]) == {(2, 1)}, "the latest"
+    assert chosen_over(pairs_of(sample, PairRule(several="mean"))[0]) == {(1, 2)}, "4 over 5/3"
+    assert pairs_of(sample, PairRule(several="majority"))[0] == [], "the mean's best is beaten by two of three"
+    by_all = PairRule(several="majority", keep="all")
+    assert chosen_over(pairs_of(sample, by_all)[0]) == {(2, 1)}
+    assert pairs_of(sample, PairRule(several="mean"))[0][0].judgement_ids == (1, 2, 3)
+    split = of_people([12, 1], [1, 12])
+    assert pairs_of(split, by_all)[0] == [], "one against one is no majority"
+    assert pairs_of(split, PairRule(several="mean"))[0] == []
+
+
+def test_candidates_that_not_all_have_scored_are_left_out_of_the_mean() -> None:
+    first = judgement([12, 6, 0], Rater(10, "person", "a", "", ""), 1)
+    second = judgement([None, 6, 0], Rater(11, "person", "b", "", ""), 2)
+    found = pairs_of(scored(first, second), PairRule(several="mean"))[0]
+    assert chosen_over(found) == {(2, 3)}
+
+
+def test_all_pairs_above_the_margin() -> None:
+    found = pairs_of(scored(judgement([9, 7, 8, 1])), PairRule(keep="all"))[0]
+    assert chosen_over(found) == {(1, 2), (1, 4), (2, 4), (3, 4)}
+
+
+def test_a_cap_on_the_difference_of_length() -> None:
+    base = scored(judgement([12, 1, 0]))
+    texts = ("four", "a very long answer", "cats")
+    sample = ScoredSample(
+        1, [replace(one, text=text) for one, text in zip(base.candidates, texts, strict=True)], base.judgements
+    )
+    for seed in range(9):
+        assert chosen_over(pairs_of(sample, PairRule(seed=seed, longest_difference=0))[0]) == {(1, 3)}
+    lone = ScoredSample(1, sample.candidates[:2], [judgement([12, 1])])
+    assert pairs_of(lone, PairRule(longest_difference=5)) == ([], 11, True)
+    made = preview([lone, sample], PairRule(longest_difference=5))
+    assert (len(made.pairs), made.too_long, made.too_close) == (1, 1, 0)
+
+
+@given(
+    qualities=st.lists(st.lists(st.integers(0, 12), min_size=4, max_size=4), min_size=1, max_size=4),
+    margin=st.integers(1, 6),
+    several=st.sampled_from(["latest", "mean", "majority"]),
+    seed=st.integers(0, 3),
+    weight=st.integers(1, 9),
+)
+def test_what_holds_for_every_rule(
+    qualities: list[list[int]], margin: int, several: str, seed: int, weight: int
+) -> None:
+    sample = of_people(*qualities)
+    values = {"margin": margin, "several": several, "seed": seed}
+    one = pairs_of(sample, PairRule.model_validate(values))[0]
+    everything = pairs_of(sample, PairRule.model_validate(values | {"keep": "all"}))[0]
+    assert chosen_over(one) <= chosen_over(everything), "the one pair is among all pairs"
+    both_ways = {(worse, better) for better, worse in chosen_over(everything)}
+    assert not both_ways & chosen_over(everything), "nothing is better and worse than the same"
+    for pair in everything:
+        assert pair.chosen_id != pair.rejected_id
+        if several != "majority":
+            assert pair.chosen_quality is not None
+            assert pair.rejected_quality is not None
+            assert pair.chosen_quality - pair.rejected_quality >= margin
+    # All metrics weighed alike, and the margin with them: the same pairs.
+    if margin * weight <= 20:
+        scaled = values | {"margin": margin * weight, "weights": dict.fromkeys(METRICS, weight)}
+        assert chosen_over(pairs_of(sample, PairRule.model_validate(scaled))[0]) == chosen_over(one)

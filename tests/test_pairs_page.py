@@ -14,7 +14,7 @@ from storage.errors import Conflict, UserError
 from storage.pairs import choose_by_hand, count_pairs, get_pair, list_pairs
 from storage.records import METRICS
 from test_samples_page import EVIL, Shape
-from workbench import pair_views
+from workbench import pair_views, rule_desk
 from workbench.context import Context
 from workbench.door import Door
 from workbench.pages import pairs as page
@@ -37,7 +37,7 @@ def fill(world: World, *qualities: list[int]) -> None:
 
 
 def test_a_rule_is_stored_alike_whatever_was_ticked_first() -> None:
-    assert page.make_rule(["coherence", "helpfulness", "correctness"], 2, 0, "people") == page.make_rule(
+    assert rule_desk.make_rule(["coherence", "helpfulness", "correctness"], 2, 0, "people") == rule_desk.make_rule(
         list(QUALITY), 2, 0, "people"
     )
 
@@ -55,7 +55,7 @@ def test_a_rule_is_stored_alike_whatever_was_ticked_first() -> None:
 )
 def test_a_rule_that_cannot_be_names_its_field(metrics: Any, margin: Any, seed: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        page.make_rule(metrics, margin, seed, "people")
+        rule_desk.make_rule(metrics, margin, seed, "people")
 
 
 def test_the_preview_says_what_the_rule_would_make(world: World, context: Context) -> None:
@@ -98,7 +98,7 @@ def test_pairs_are_added_once_and_undone_together(world: World, context: Context
     fill(world, [12, 2], [9, 1], [5, 5])
     assert page.add_pairs(context, USER, RULE) == "2 pairs added as proposed."
     assert "all 2 pairs of this rule are there already" in page.add_pairs(context, USER, RULE)
-    assert get_pair(world.db, 1).rule == RULE.model_dump(mode="json")
+    assert get_pair(world.db, 1).rule == RULE.stored()
     world.judged(world.sample(7), [8, 0])
     assert "2 were there already" in page.add_pairs(context, USER, RULE)
     history.undo(world.db, USER)
@@ -241,7 +241,7 @@ def test_the_panel_tells_what_will_be_in_the_set_and_what_is(world: World, conte
     alone = would_hold("accepted", raters="people")
     assert alone.startswith("Would hold 2 pairs, 0 samples with 0 scored answers, 2 references.")
     assert alone.endswith("DPO alone can train on it: no answer is scored.")
-    choice = page.judge_choices(context)[1][1]
+    choice = rule_desk.judge_choices(context)[1][1]
     assert would_hold("accepted", raters="judges", judge=choice) == f"Would hold {told}."
 
     entry = page.freeze(context, USER, "shapes", ["accepted"], 0, 0)
@@ -292,12 +292,12 @@ def test_two_data_sets_of_one_name(world: World, context: Context) -> None:
 
 
 def test_each_judge_that_has_scored_can_be_chosen(world: World, context: Context) -> None:
-    assert page.judge_choices(context) == [("whichever judged last", "")]
+    assert rule_desk.judge_choices(context) == [("whichever judged last", "")]
     world.judged(world.sample(1), [9, 2], "one")
     world.judged(world.sample(2), [9, 2], "two")
-    choices = page.judge_choices(context)
+    choices = rule_desk.judge_choices(context)
     assert [label for label, _ in choices] == ["whichever judged last", "one", "two"]
-    rule = page.make_rule(list(QUALITY), 2, 0, "judges", choices[1][1])
+    rule = rule_desk.make_rule(list(QUALITY), 2, 0, "judges", choices[1][1])
     assert rule.judge == ("one", "", "")
     assert [pair.sample_id for pair in page.apply_rule(context, rule).pairs] == [1]
-    assert len(page.apply_rule(context, page.make_rule(list(QUALITY), 2, 0, "judges")).pairs) == 2
+    assert len(page.apply_rule(context, rule_desk.make_rule(list(QUALITY), 2, 0, "judges")).pairs) == 2

@@ -17,7 +17,8 @@ import tiny
 import tiny_models
 from jobs.configs import TrainConfig, parse_config
 from jobs.gpu.lora import attach, language_linears
-from jobs.gpu.policy import POLICY, REFERENCE, differences, layers_of, make_policy
+from jobs.gpu.policy import POLICY, REFERENCE, make_policy
+from jobs.lora_settings import differences, layers_of
 from jobs.runs import RunFolder
 from jobs.worker import work
 from starting import (
@@ -35,6 +36,8 @@ from starting import (
 )
 from storage.errors import UserError
 from test_dpo_job import FAST, dpo_run, last_end
+
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from factories import USER, World
 from jobs import model_files, preflight
 from jobs.configs import DpoConfig, SteerlmConfig, TrainConfig
 from jobs.freezing import freeze
+from jobs.hub import lacking_weights
 from jobs.model_files import (
     ModelFiles,
     find_model,
@@ -40,6 +42,7 @@ from jobs.preflight import (
 )
 from jobs.queue import prepare
 from storage import jobs as store
+from storage.adapters import add_adapter, keep_adapter, list_adapters
 from storage.errors import NotFound, UserError
 from storage.lifecycle import JobStatus
 from storage.pairs import choose_by_hand
@@ -157,6 +160,20 @@ def test_weights_in_parts_are_read_together_or_not_at_all(tmp_path: Path) -> Non
     assert language_linears(files_of(tmp_path)) == {"model.layers.0.q": (2, 3), "model.layers.1.q": (4, 3)}
 
 
+@pytest.mark.parametrize("name", ["two.bin", "../two.safetensors", "/two.safetensors", "safetensors", 7, None, []])
+def test_an_index_that_names_what_is_no_safetensors_file(tmp_path: Path, name: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    index = {"weight_map": {"a": "one.safetensors", "b": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    words = "cannot be read" if name == [] else f"names {re.escape(repr(name))} among the weights' files"
+    with pytest.raises(UserError, match=words):
+        find_model(str(tmp_path), NOWHERE)
+    with pytest.raises(UserError, match=words):
+        lacking_weights(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert lacking_weights(tmp_path) == [], "a whole file is taken, and the index isn't read"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tiny_vlms.FAMILIES))
 @pytest.mark.parametrize("size", [(40, 40), (64, 30), (300, 90), (9, 200)])
@@ -267,6 +284,34 @@ def test_a_preflight_tells_rows_steps_and_parameters_and_queues_nothing(world: W
     assert found.seconds is None
     assert found.warnings == ()
     assert [job for job in store.list_jobs(world.db) if job.kind == "dpo"] == []
+
+
+def test_a_start_from_an_adapter_says_which_settings_do_nothing(world: World, tmp_path: Path) -> None:
+    """Of a base whose weights are not here, too."""
+    frozen(world)
+    made = tmp_path / "adapter"
+    made.mkdir()
+    own = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj"]}
+    (made / "adapter_config.json").write_text(json.dumps({**own, "base_model_name_or_path": str(tiny_llava())}))
+    (made / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    sha256, size = keep_adapter(world.folder, made)
+    job = world.job("dpo")
+    add_adapter(world.db, job, "first", sha256, size, str(tiny_llava()), "dpo")
+    (adapter,) = list_adapters(world.db)
+
+    def notes(**values: Any) -> str:
+        config = dpo(start_adapter=adapter.id, lora_alpha=8, lora_dropout=0.0, **values)
+        return " ".join(preflight.preflight(world.db, world.settings, "dpo", asked(config)).notes)
+
+    told = notes(lora_r=64, lora_targets="v_proj")
+    assert "Training goes on with the adapter 'first'" in told
+    assert "the form's do nothing: lora_r 4, not 64; LoRA on q_proj, not v_proj." in told
+    assert "Training goes on" not in notes(lora_r=4)
+    file = world.folder.adapters / sha256 / "adapter_config.json"
+    for text in ("{", "[]", '{"r": "four"}'):
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+        assert "Training goes on" not in notes(lora_r=64), "what is damaged is told when the job starts"
 
 
 def test_a_run_that_cannot_fit_is_warned_of_with_remedies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ from starting import (
 from storage.errors import UserError
 from test_dpo_job import FAST, dpo_run, last_end, pair
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 NAMES = {
     "llava": "model.multi_modal_projector",
     "llava_next": "model.multi_modal_projector",

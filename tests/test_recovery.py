@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,11 @@ from storage import upkeep
 from storage.__main__ import app
 from storage.database import connect, session
 from storage.errors import UserError
+from storage.finding import SampleFilter, find_samples
 from storage.folder import DataFolder
+from storage.recovery import finish, recover
 from storage.repair import repair
 from storage.rows import rows
-from storage.samples import SampleFilter, find_samples
 
 
 @pytest.fixture
@@ -146,3 +150,163 @@ def test_a_damaged_database_is_told_by_the_command(large: World) -> None:
     found = CliRunner().invoke(app, ["check", "--data", str(large.folder.root), "--json"])
     assert found.exit_code == 1
     assert {one["kind"] for one in json.loads(found.stdout)["findings"]} == {"integrity"}
+
+
+# killed, or refused, at every step ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(large: World) -> World:
+    """A broken page, and a row that only the write-ahead log has, as a process leaves it that was killed."""
+    folder = large.folder
+    with session(folder) as db:
+        db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    page = page_of(folder, "samples")
+    with session(folder) as db:
+        db.conn.execute("PRAGMA wal_autocheckpoint = 0")
+        db.conn.execute("INSERT INTO users (name, created_at) VALUES ('late', '')")
+        for tail in ("", "-wal"):
+            shutil.copy(f"{folder.database}{tail}", f"{folder.root}/kept{tail}")
+    for tail in ("", "-wal"):
+        os.rename(f"{folder.root}/kept{tail}", f"{folder.database}{tail}")
+    destroy(folder, *page)
+    return large
+
+
+def saved(folder: DataFolder) -> tuple[int, bool]:
+    """(samples, whether the log's row is there)."""
+    with session(folder) as db:
+        return (
+            rows(db, "SELECT count(*) AS n FROM samples NOT INDEXED")[0]["n"],
+            bool(rows(db, "SELECT name FROM users WHERE name = 'late'")),
+        )
+
+
+def kept_database(folder: DataFolder, place: Path) -> Path:
+    copy = place / "original"
+    copy.mkdir()
+    for path in folder.root.glob("plumb.db*"):
+        shutil.copy(path, copy)
+    return copy
+
+
+def begin_anew(folder: DataFolder, original: Path) -> None:
+    """With the database as it was."""
+    shutil.rmtree(folder.root / "recovering", ignore_errors=True)
+    for path in folder.root.glob("plumb.db*"):
+        path.unlink()
+    for path in original.iterdir():
+        shutil.copy(path, folder.root)
+
+
+STEPS = ("link", "unlink", "replace", "rmdir", "mkdir")
+
+
+def at_step(number: int, act: Callable[[], object]) -> None:
+    """Have this happen at the so-manieth change of a folder in this process."""
+    left = [number]
+
+    def wrapped(real: Callable[..., object]) -> Callable[..., object]:
+        def step(*words: object, **named: object) -> object:
+            if left[0] == 0:
+                left[0] = -1
+                act()
+            left[0] -= 1
+            return real(*words, **named)
+
+        return step
+
+    for name in STEPS:
+        setattr(os, name, wrapped(getattr(os, name)))
+
+
+def test_a_recovery_that_is_killed_at_any_step_loses_nothing(logged: World, tmp_path: Path) -> None:
+    original = kept_database(logged.folder, tmp_path)
+    assert sorted(path.name for path in logged.folder.root.glob("plumb.db*")) == ["plumb.db", "plumb.db-wal"]
+    steps, expected = 0, None
+    while True:
+        child = os.fork()
+        if child == 0:
+            at_step(steps, lambda: os._exit(9))
+            try:
+                recover(logged.folder)
+            except BaseException:
+                os._exit(3)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        finish(logged.folder)
+        if not list(logged.folder.root.glob("plumb.db.damaged-*")):
+            recover(logged.folder)
+        found = saved(logged.folder)
+        expected = expected or found
+        assert (found, found[1]) == (expected, True), f"killed at step {steps}"
+        assert not (logged.folder.root / "recovering").exists() or code == 9
+        with session(logged.folder) as db:
+            assert upkeep.damage(db) == []
+        begin_anew(logged.folder, original)
+        if code == 0:
+            break
+        steps += 1
+    assert steps > 6
+
+
+def test_a_recovery_that_is_refused_at_any_step_leaves_things_as_they_were(logged: World, tmp_path: Path) -> None:
+    folder, original = logged.folder, kept_database(logged.folder, tmp_path)
+    contents = {path.name: path.read_bytes() for path in folder.root.glob("plumb.db*")}
+    real = {name: getattr(os, name) for name in STEPS}
+    met: list[int] = []
+
+    def refuse() -> None:
+        met.append(1)
+        raise PermissionError(13, "Permission denied", "a file")
+
+    ends: list[str] = []
+    while len(met) == len(ends):  # as long as there was a step to be refused
+        at_step(len(ends), refuse)
+        try:
+            recover(folder)
+            ends.append("done")
+        except UserError:
+            ends.append("refused")
+        finally:
+            for name, function in real.items():
+                setattr(os, name, function)
+        if ends[-1] == "done":  # a link that is refused becomes a copy
+            assert not Path(f"{folder.database}-wal").exists(), "the old log would be read into the new file"
+            (kept,) = folder.root.glob("plumb.db.damaged-*-wal")
+            assert kept.read_bytes() == contents["plumb.db-wal"]
+            assert saved(folder)[1]
+        else:
+            left = [path for path in folder.root.glob("plumb.db*") if not path.name.endswith("-shm")]
+            assert {path.name: path.read_bytes() for path in left} == contents
+        begin_anew(folder, original)
+    assert ends.count("refused") > 3
+    assert ends.count("done") > 2
+
+
+def test_a_log_is_not_put_back_under_a_database_that_was_written_since(logged: World) -> None:
+    folder = logged.folder
+    kept = folder.root / "plumb.db.damaged-20260101-000000"
+    for tail in ("", "-wal"):
+        os.link(f"{folder.database}{tail}", f"{kept}{tail}")
+    Path(f"{folder.database}-wal").unlink()  # here it was killed
+    with session(folder) as db:
+        db.conn.execute("INSERT INTO users (name, created_at) VALUES ('since', '')")
+    log = Path(f"{kept}-wal")
+    os.utime(folder.database, ns=(0, log.stat().st_ctime_ns + 1))
+    assert not finish(folder)
+    assert log.exists()
+    with session(folder) as db:
+        assert rows(db, "SELECT name FROM users WHERE name IN ('late', 'since')") == [{"name": "since"}]
+    os.utime(folder.database, ns=(0, log.stat().st_ctime_ns - 1))
+    assert finish(folder)
+    assert not kept.exists()
+
+
+def test_two_recoveries_within_a_second_keep_both_files(logged: World) -> None:
+    first = recover(logged.folder).kept
+    second = recover(logged.folder).kept
+    assert first != second
+    assert first.exists()
+    assert second.exists()

@@ -32,6 +32,8 @@ from jobs.worker import work
 from storage.errors import PlumbError
 from test_dpo_job import FAST, dpo_run, last_end, metrics, pair
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 
 def nothing(*_: int) -> None:
     """For `tell` and `wait`."""

@@ -23,12 +23,13 @@ from storage.__main__ import app
 from storage.database import session
 from storage.datasets import dataset_rows, get_dataset
 from storage.errors import Conflict, UserError
+from storage.facts import catch_up
+from storage.finding import SampleFilter, find_samples
 from storage.images import make_thumbnail
 from storage.inspection import list_images
 from storage.lifecycle import JobStatus
 from storage.repair import Repaired, repair
 from storage.rows import count, rows
-from storage.samples import SampleFilter, find_samples
 from storage.scores import get_judgements, set_score
 
 
@@ -218,6 +219,40 @@ def test_a_job_without_its_run_folder_is_noted(full: World, status: str, expecte
     assert store.open_attempts(full.db) == []
 
 
+def test_nothing_is_repaired_while_the_disk_of_the_runs_is_away(full: World) -> None:
+    jobs = store.list_jobs(full.db, deleted=True)
+    before = tables(full)
+    full.folder.runs.rename(full.folder.root / "disk")
+    full.folder.runs.mkdir()
+    (found,) = upkeep.check(full.db, full.folder)
+    assert (
+        found.what == f"runs/ is empty, though {len(jobs)} jobs have their run folders in it: is its disk mounted?"
+    )
+    with pytest.raises(UserError, match="is its disk mounted"):
+        repair(full.folder)
+    assert tables(full) == before
+    (full.folder.runs / "gone").touch()
+    assert len(repair(full.folder).done) >= len(jobs), "a person has said so"
+    assert all(job.purged_at for job in store.list_jobs(full.db, deleted=True))
+
+
+def test_a_run_folder_that_was_noted_as_gone_and_is_there(full: World) -> None:
+    before = tables(full)
+    full.db.conn.execute("UPDATE jobs SET purged_at = 'then' WHERE purged_at IS NULL")
+    assert set(kinds(full)) == {"job"}
+    done = repair(full.folder)
+    assert (done.left, tables(full)) == ((), before)
+    assert "it is there again" in done.done[0]
+
+
+def test_what_is_left_of_a_run_folder_is_not_given_up(full: World) -> None:
+    job = store.list_jobs(full.db)[0]
+    (full.folder.run(job.id) / "job.json").unlink()
+    done = repair(full.folder)
+    assert [one.what for one in done.left] == [f"run folder of job {job.id}"]
+    assert store.get_job(full.db, job.id).purged_at is None
+
+
 def test_a_job_that_nobody_would_settle(full: World) -> None:
     job = full.job("sft")
     run_of(full, job)
@@ -391,7 +426,8 @@ def test_an_empty_data_set_goes_unless_a_model_came_from_it(full: World) -> None
 
 
 def test_the_search_index_is_built_anew(full: World) -> None:
-    broken(full, "DELETE FROM samples_fts_docsize WHERE id = 1")
+    catch_up(full.db)
+    broken(full, "DELETE FROM words_fts_docsize WHERE id = 1")
     assert kinds(full) == ["search index"]
     assert repair(full.folder).left == ()
     assert len(find_samples(full.db, SampleFilter(q="shape"))) == 4

@@ -31,6 +31,8 @@ from storage import jobs as store
 from test_dpo_job import dpo_run, last_end, metrics, pair
 from test_sft_job import sft_run
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 #: Nine pairs, two at once, two batches a step: three steps an epoch, the last of which is one pair alone.
 UNEVEN = {
     "dataset": "pairs",

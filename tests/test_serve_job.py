@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import os
@@ -219,10 +220,90 @@ def test_stop_waiting_and_order(engine: Any) -> None:
     assert first.over.wait(60)
     assert first.done("left") == "stopped"
     assert first.done("right") in ("stop", "length")
-    assert len(first.text("left")) < len(first.text("right"))
+    spoken = [event["column"] for event in first.events if "delta" in event]
+    assert spoken.count("left") <= 2, "a stop takes effect at the next token"
+    assert spoken.count("right") > 2
     assert second.over.wait(60)
     assert second.text("left")
     wait_for(lambda: not engine.busy)
+    alone = ask(engine, max_new_tokens=100, columns=[{"id": "right"}])
+    assert first.text("right") == alone.text("right"), "the other column says what it would have said"
+
+
+@pytest.fixture
+def in_letters(engine: Any) -> Iterator[None]:
+    """The model says the letters a to z alone, without end: such text can be turned back into its tokens."""
+    tokenizer = engine._loaded.processor.tokenizer
+    letters = tokenizer("abcdefghijklmnopqrstuvwxyz", add_special_tokens=False)["input_ids"]
+
+    def mute(module: Any, inputs: Any, logits: Any) -> Any:
+        muted = logits.new_full(logits.shape, -1e4)
+        muted[..., letters] = logits[..., letters]
+        return muted
+
+    handle = engine._loaded.model.lm_head.register_forward_hook(mute)
+    yield
+    handle.remove()
+
+
+@pytest.fixture(params=[True, False], ids=["our loop", "transformers' generate"])
+def either_loop(engine: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(engine._answerer), "own_loop", property(lambda self: request.param))
+
+
+def begun(left: str, right: str) -> list[dict[str, Any]]:
+    return [{"id": "left", "prefix": left}, {"id": "right", "adapter": 5, "prefix": right}]
+
+
+def prompts_of(heard: Heard) -> dict[str, int]:
+    return {event["column"]: event["prompt"] for event in heard.events if "prompt" in event}
+
+
+@pytest.mark.usefixtures("in_letters", "either_loop")
+@pytest.mark.parametrize("images", [(), ("red", "blue")], ids=["text", "two images"])
+@pytest.mark.parametrize(("left", "right"), [(5, 5), (1, 7), (0, 3)])
+def test_an_answer_goes_on_where_it_was_cut(engine: Any, images: tuple[str, ...], left: int, right: int) -> None:
+    engine._kept.clear()
+    asked = [said("Go on?", *map(coded, images))]
+    whole = ask(engine, messages=asked, max_new_tokens=12)
+    texts = whole.text("left"), whole.text("right")
+    assert [len(text) for text in texts] == [12, 12]
+    assert texts[0] != texts[1]
+    columns = begun(texts[0][:left], texts[1][:right])
+    for kept in (True, False):  # what was read for the whole answer is known, or not
+        rest = ask(engine, messages=asked, max_new_tokens=12 - min(left, right), columns=columns)
+        assert rest.text("left").startswith(texts[0][left:])
+        assert rest.text("right").startswith(texts[1][right:])
+        before = prompts_of(whole)
+        assert prompts_of(rest) == {"left": before["left"] + left, "right": before["right"] + right}
+        if kept:
+            engine._kept.clear()
+
+
+@pytest.mark.usefixtures("in_letters", "either_loop")
+def test_what_an_answer_is_continued_from_is_text_alone(engine: Any) -> None:
+    """An image's token or an end that was said in letters is no token; half a character at the cut is left out."""
+    heard = ask(engine, columns=begun(f"ab {tiny.IMAGE_TOKEN} c{tiny.END}", "ab"))
+    assert not [event for event in heard.events if "error" in event]
+    lengths = prompts_of(heard)
+    assert lengths["left"] - lengths["right"] == len(f" {tiny.IMAGE_TOKEN} c{tiny.END}")
+    half = ask(engine, columns=begun("ab\ufffd", "ab"))
+    assert prompts_of(half) == {"left": lengths["right"], "right": lengths["right"]}
+    assert half.text("right") == heard.text("right")
+    assert half.text("left") == ask(engine, columns=begun("ab", "ab")).text("left")
+
+
+def test_a_column_whose_history_is_too_long_leaves_the_other_alone(engine: Any) -> None:
+    long = [said("Once?"), {"role": "assistant", "content": "on and on " * 600}, said("And?")]
+    columns = [{"id": "left"}, {"id": "right", "messages": long}]
+    heard = ask(engine, columns=columns)
+    (told,) = [event for event in heard.events if "error" in event]
+    assert (told["column"], told["code"]) == ("right", "too long")
+    assert "exceeds the model's" in told["error"]
+    assert heard.done("left") in ("stop", "length")
+    assert heard.done("right") is None
+    heard = ask(engine, columns=[{"id": "left", "messages": long}])
+    assert [event["code"] for event in heard.events if "error" in event] == ["too long"]
 
 
 def test_the_model_is_left_as_it_was(engine: Any) -> None:
@@ -299,6 +380,78 @@ def test_chat_over_http(served: Served) -> None:
     health = httpx.get(served.url + "/health", headers=HEAD).json()
     assert health["adapters"] == [5]
     assert health["model"] == str(tiny.tiny_llava())
+
+
+def chat(served: Served, content: dict[str, Any]) -> list[dict[str, Any]]:
+    with httpx.stream("POST", served.url + "/chat", json=content, headers=HEAD, timeout=60) as response:
+        return read(response)
+
+
+def texts(events: list[dict[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for event in events:
+        if "delta" in event:
+            found[event["column"]] = found.get(event["column"], "") + event["delta"]
+    return found
+
+
+def test_eight_people_at_once_each_get_their_own_answers_in_turn(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.gpu.chat import ChatEngine, _Talk
+
+    def asked(user: int, **changes: Any) -> dict[str, Any]:
+        shown = coded(("red", "green", "blue")[user % 3])
+        return body(user=f"user {user}", messages=[said(f"Number {user}?", shown)], **changes)
+
+    alone = [texts(chat(served, asked(user))) for user in range(8)]
+    assert len({one["left"] for one in alone}) == 8
+    gate, order = threading.Event(), []
+    say, answer = _Talk.say, ChatEngine._answer
+
+    def hold(self: Any, token: int) -> None:
+        if self.column.id == "held":
+            assert gate.wait(60)
+        say(self, token)
+
+    def noted(self: Any, ticket: Any) -> None:
+        order.append(ticket.request.request)
+        answer(self, ticket)
+
+    monkeypatch.setattr(_Talk, "say", hold)
+    monkeypatch.setattr(ChatEngine, "_answer", noted)
+    heard: dict[str, list[dict[str, Any]]] = {}
+    threads = []
+
+    def send(content: dict[str, Any]) -> None:
+        def listen() -> None:
+            heard[content["request"]] = chat(served, content)
+
+        threads.append(threading.Thread(target=listen, daemon=True))
+        threads[-1].start()
+
+    def health(name: str) -> Any:
+        return httpx.get(served.url + "/health", headers=HEAD).json()[name]
+
+    send(body(request="first", user="ada", columns=[{"id": "held"}]))
+    wait_for(lambda: order)
+    # The first three come with two requests each before anybody else does.
+    came = [(user, tab) for user in range(3) for tab in range(2)] + [(user, 0) for user in range(3, 8)]
+    for number, (user, tab) in enumerate(came):
+        send(asked(user, request=f"{user}.{tab}"))
+        wait_for(functools.partial(lambda expected: health("waiting") == expected, number + 1))
+    gate.set()
+    for thread in threads:
+        thread.join(60)
+    assert order == ["first", *[f"{user}.0" for user in range(8)], *[f"{user}.1" for user in range(3)]]
+    for user, tab in came:
+        events = heard[f"{user}.{tab}"]
+        assert texts(events) == alone[user]
+        assert {event["column"] for event in events if "done" in event} == {"left", "right"}
+        told = [event["waiting"] for event in events if "waiting" in event]
+        place = order.index(f"{user}.{tab}")
+        assert told[-place:] == list(range(place, 0, -1)), "every step forward is told, once"
+    assert [event["waiting"] for event in heard["0.1"] if "waiting" in event][:7] == [2, 3, 4, 5, 6, 7, 8]
 
 
 def test_errors_over_http(served: Served) -> None:

@@ -43,7 +43,7 @@ from test_sft_job import FAST as FAST_SFT
 from test_sft_job import sft_run
 
 Wait = Callable[..., None]
-Start = Callable[[RunFolder], subprocess.Popen[bytes]]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 TWO: dict[str, Any] = {
     "dataset": "pairs",
@@ -60,6 +60,9 @@ TWO: dict[str, Any] = {
     "evaluations": 1,
     "watched_tokens": 4,
 }
+IMPATIENT = (
+    "import sys; from jobs import launch, worker; launch.TERM_GRACE = {grace}; sys.exit(worker.main(sys.argv[1:]))"
+)
 LONG = {**TWO, "max_steps": 1_000_000, "evaluations": 0}
 MULTI = "compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\nnum_machines: 1\nnum_processes: {number}\n"
 
@@ -75,13 +78,17 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a worker as the supervisor does; whatever is left of it in the end is killed."""
+    """Start a worker as the supervisor does; whatever is left of it in the end is killed.
+
+    With `grace` its processes have so many seconds from SIGTERM to SIGKILL.
+    """
     begun: list[tuple[subprocess.Popen[bytes], RunFolder]] = []
 
-    def run_it(run: RunFolder) -> subprocess.Popen[bytes]:
+    def run_it(run: RunFolder, grace: float | None = None) -> subprocess.Popen[bytes]:
+        words = ["-m", "jobs.worker"] if grace is None else ["-c", IMPATIENT.format(grace=grace)]
         with run.log.open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "jobs.worker", str(run.path)],
+                [sys.executable, *words, str(run.path)],
                 cwd=PROJECT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
@@ -337,7 +344,7 @@ def test_sigterm_ends_all_of_them_softly(tmp_path: Path, start: Start, wait_for:
 def test_processes_that_hang_are_ended_hard(tmp_path: Path, start: Start, wait_for: Wait) -> None:
     """One doesn't move, the other waits for it in the exchange of gradients, where no signal is heard."""
     run = dpo_run(tmp_path / "run", LONG)
-    child = start(run)
+    child = start(run, grace=4.0)
     wait_for(lambda: training(run), "it trains")
     os.kill(launch.read_ranks(run)[1].pid, signal.SIGSTOP)
     os.killpg(child.pid, signal.SIGTERM)

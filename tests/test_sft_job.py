@@ -16,6 +16,8 @@ from jobs.gpu.callbacks import house_names
 from jobs.runs import RunFolder
 from jobs.worker import work
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 KINDS = ["steerlm", "rejection", "sft"]
 FAST = {
     "dataset": "answers",

@@ -41,6 +41,8 @@ from tiny import tiny_llava
 pytestmark = pytest.mark.slow
 
 STEPS = 40
+# Far more answers than fit into what the disk leaves, however late it is filled on a busy machine.
+SAMPLES, CANDIDATES = 80, 8
 Wait = Callable[..., None]
 
 
@@ -124,12 +126,12 @@ def finish(world: World, job: Job, wait_for: Wait) -> list[Attempt]:
 @pytest.mark.parametrize("leave", [0, 20_000])
 def test_a_generation_on_a_full_disk(small: World, wait_for: Wait, leave: int) -> None:
     """Each answer is there once, whether the disk leaves a few words to the worker or none."""
-    for number in range(1, 81):
+    for number in range(1, SAMPLES + 1):
         small.sample(number, colour=1)
     values = {
         "model": str(tiny_llava()),
         "dtype": "float32",
-        "candidates": 3,
+        "candidates": CANDIDATES,
         "max_new_tokens": 16,
         "batch_size": 2,
     }
@@ -141,7 +143,7 @@ def test_a_generation_on_a_full_disk(small: World, wait_for: Wait, leave: int) -
     # The floor of so small a disk is 0.34 MB; who met a full one waits for a quarter more.
     assert paused.reason.startswith("the disk is full; goes on by itself when 419 KB are free ("), paused.reason
     written = Counter((event["sample_id"], event["number"]) for event in events(small, job, "candidate"))
-    assert 5 < len(written) < 240
+    assert 5 < len(written) < SAMPLES * CANDIDATES
     assert whole(small) == []
     filler.unlink()
     attempts = finish(small, job, wait_for)
@@ -149,7 +151,7 @@ def test_a_generation_on_a_full_disk(small: World, wait_for: Wait, leave: int) -
     assert attempts[0].cause == "disk"
     found = Counter((event["sample_id"], event["number"]) for event in events(small, job, "candidate"))
     assert set(written) <= set(found)
-    assert len(found) == 240
+    assert len(found) == SAMPLES * CANDIDATES
     assert set(found.values()) == {1}, "nothing twice"
     with session(small.folder) as db:
         kept = rows(db, "SELECT sample_id, number FROM candidates WHERE job_id = ?", [job.id])
@@ -211,6 +213,8 @@ def test_a_training_on_a_full_disk(small: World, wait_for: Wait) -> None:
         assert folder_bytes(found[0]) > leave, "or another would have had room"
         assert whole(small) == []
         filler.unlink()
+        # Else the second round may find it paused still, and take that for its own doing.
+        wait_for(lambda: now(small, hindered)[0].status is not JobStatus.PAUSED, "it goes on", seconds=120)
     attempts = finish(small, hindered, wait_for)
     assert [attempt.outcome for attempt in attempts] == [*outcomes, "done"]
     assert [attempt.cause for attempt in attempts] == ["disk", "disk", ""]
@@ -239,8 +243,8 @@ def test_the_bin_makes_room_on_a_full_disk(small: World, wait_for: Wait) -> None
     recycling.delete_run(small.db, small.settings, old[0].id, USER)
     fill(small)
     assert disk_guard.has_room(small.db, small.settings).startswith("The disk has 0 bytes free")
-    assert recycling.purge(small.db, small.settings) == [old[0].id]
+    assert recycling.purge(small.db, small.settings).jobs == (old[0].id,)
     assert disk_guard.has_room(small.db, small.settings) == ""
     recycling.delete_run(small.db, small.settings, old[1].id, USER)
-    assert recycling.purge_old(small.db, small.settings) == []
+    assert recycling.purge_old(small.db, small.settings).jobs == ()
     assert [job.id for job in recycling.deleted_runs(small.db)] == [old[1].id]

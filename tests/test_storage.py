@@ -21,9 +21,10 @@ from storage.backup import backup_database
 from storage.database import connect, immediate, migrate, session
 from storage.datasets import connected, dataset_rows, get_dataset, hash_rows, split_by_image
 from storage.errors import Conflict, DatabaseBusy, DatabaseTooNew, NotFound, UserError
+from storage.finding import SampleFilter, count_samples, find_samples, neighbour, page_start
 from storage.folder import DataFolder
 from storage.rows import rows
-from storage.samples import SampleFilter, add_sample, count_samples, find_samples, neighbour, page_start
+from storage.samples import add_sample
 from storage.scores import get_judgements, set_score
 
 
@@ -361,3 +362,23 @@ def test_the_commands_print_json(tmp_path: Path) -> None:
     refused = run("import", "easy-vqa", "--number", "0")
     assert refused.returncode == 1
     assert refused.stderr.strip() == "number = 0: import at least 1 sample."
+
+
+def test_whoever_waits_for_the_write_lock_gets_it_and_keeps_waiting_as_before(world: World) -> None:
+    entered = threading.Event()
+
+    def wait() -> None:
+        with session(world.folder, busy_seconds=30) as db, immediate(db):
+            assert db.conn.execute("PRAGMA busy_timeout").fetchone()[0] == 30_000
+            entered.set()
+
+    with immediate(world.db):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        with session(world.folder, busy_seconds=0.05) as db:
+            with pytest.raises(DatabaseBusy, match="held by another process"), immediate(db):
+                pass
+            assert db.conn.execute("PRAGMA busy_timeout").fetchone()[0] == 50, "also where it was refused"
+        assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()

@@ -33,6 +33,8 @@ from test_resume import apart, uneven_run
 from test_sft_job import answer, sft_run
 from test_sft_job import pair as sft_pair
 
+pytestmark = pytest.mark.slow  # as a whole: see the marker in pyproject.toml
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:

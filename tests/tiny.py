@@ -140,6 +140,24 @@ def tiny_llava() -> Path:
     return folder
 
 
+@functools.cache
+def demo_vlm() -> tuple[Path, tuple[tuple[str, float], ...]]:
+    """(a folder with the demo VLM, what was told while it was assembled), once a process; 20 seconds, 280 MB.
+
+    Treat the folder as read-only.
+    """
+    import torch
+
+    from jobs.gpu.demo.assemble import ensure_demo
+
+    torch.set_num_threads(1)
+    parent = Path(tempfile.mkdtemp(prefix="plumb-demo-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    told: list[tuple[str, float]] = []
+    folder = ensure_demo(parent / "demo-vlm", lambda message, share: told.append((message, share)))
+    return folder, tuple(told)
+
+
 def picture(colour: str = "red", side: int = 20) -> Image.Image:
     """A picture with a little structure, so that colours and places both matter."""
     image = Image.new("RGB", (side, side), colour)
