@@ -29,14 +29,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import Tour, browsing, serving  # noqa: E402
 from gemini_server import GeminiServer  # noqa: E402
 from jobs.judges.prompts import order_of  # noqa: E402
+from jobs.queue import submit  # noqa: E402
+from jobs.settings import load_settings, local_user  # noqa: E402
 from storage.adapters import list_adapters  # noqa: E402
 from storage.candidates import candidates_of  # noqa: E402
 from storage.database import session  # noqa: E402
 from storage.datasets import list_datasets  # noqa: E402
 from storage.easy_vqa import load_questions  # noqa: E402
+from storage.finding import SampleFilter, find_samples  # noqa: E402
 from storage.folder import DataFolder  # noqa: E402
+from storage.jobs import get_job  # noqa: E402
+from storage.lifecycle import ENDED  # noqa: E402
 from storage.records import METRICS  # noqa: E402
-from storage.samples import SampleFilter, find_samples  # noqa: E402
 from storage.scores import get_judgements, list_raters  # noqa: E402
 
 KEY, MODEL = "key-of-the-screenshots", "gemini-2.5-flash"
@@ -79,7 +83,16 @@ def take(samples: int, data: Path) -> dict[str, float]:
         tour.chat(opened.text, opened.image)
         lap("chat: both columns answer")
         tour.chat("Write two sentences about the sea.")
+        page.locator("#vote-right").click()
+        page.locator("#vote-told").get_by_text("The right one is better").wait_for()
         look("chat")
+        look_at_contest(data, address, page)
+        look("contests")
+        lap("a contest of twelve prompts")
+        tour.open("/machine", "h2")
+        page.get_by_role("button", name="Check now").click()
+        page.wait_for_timeout(8000)
+        look("machine")
         if page.problems:
             print("console:", page.problems, file=sys.stderr)
     with serving(data) as address, browsing(1280, 860, dark=True) as page:
@@ -88,6 +101,24 @@ def take(samples: int, data: Path) -> dict[str, float]:
         page.wait_for_timeout(1000)
         page.screenshot(path=IMAGES / "samples-dark.png")
     return times
+
+
+def look_at_contest(data: Path, address: str, page: Any) -> None:
+    """Let base and adapter answer twelve samples, then open the first of them to vote on."""
+    with session(DataFolder(data)) as db:
+        adapter = list_adapters(db)[0].id
+        values = {"columns": ["base", str(adapter)], "samples": {"source": "easy-vqa"}, "limit": 12}
+        more = {"name": "Base against DPO", "max_new_tokens": 48}
+        job = submit(db, load_settings(data=data, devices="cpu"), "contest", values | more, local_user())
+    while True:
+        with session(DataFolder(data)) as db:
+            status = get_job(db, job.id).status
+        if status in ENDED:
+            break
+        page.wait_for_timeout(500)
+    page.goto(f"{address}/contests?contest=1")
+    page.locator("#vote-left").wait_for()
+    page.wait_for_timeout(1000)
 
 
 def take_trainings(data: Path) -> None:
