@@ -105,6 +105,8 @@ async def http_client(url: str, key: str | None) -> AsyncIterator[Any]:
         follow_redirects=False,
         trust_env=not is_loopback(url),
         timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+        # A server that closes a connection after an answer, unsaid, would make the next question on it fail.
+        limits=httpx2.Limits(max_keepalive_connections=0),
         event_hooks={"request": [clean], "response": [bound]},
     ) as client:
         yield client
