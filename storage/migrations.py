@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from storage import evaluation_tables
+
 migrations = Migrations("plumb")
 
 _METRIC_COLUMNS = ",\n        ".join(
@@ -537,4 +539,11 @@ def m007_find_samples(db: Database) -> None:
     ]
     db.table("samples").disable_fts()  # answers and notes are searched, too, now
     for statement in statements:
+        db.conn.execute(statement)
+
+
+@migrations()
+def m008_evaluate(db: Database) -> None:
+    """Benchmarks' items, models' answers to them and what graders made of these; see `storage.evaluations`."""
+    for statement in evaluation_tables.STATEMENTS:
         db.conn.execute(statement)

@@ -30,6 +30,8 @@ COUNTED = (
     "contests",
     "conversations",
     "votes",
+    "evaluations",
+    "item_answers",
     "actions",
 )
 

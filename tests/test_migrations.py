@@ -37,6 +37,7 @@ LANDED = [
     "m005_keep_contests",
     "m006_keep_the_annotators_day",
     "m007_find_samples",
+    "m008_evaluate",
 ]
 SCHEMAS = {
     "m001_create_tables": "fbcd94436629b250",
@@ -46,6 +47,7 @@ SCHEMAS = {
     "m005_keep_contests": "ba8e209edc4b5753",
     "m006_keep_the_annotators_day": "3d2b3fd2c0053160",
     "m007_find_samples": "8866782db25479c8",
+    "m008_evaluate": "e5fbfb419b71de2f",
 }
 
 
