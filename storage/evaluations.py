@@ -19,6 +19,7 @@ from storage.database import immediate
 from storage.errors import NotFound, UserError
 from storage.records import Job, now
 from storage.rows import one, rows, with_json
+from storage.users import ensure_user
 
 Row = Mapping[str, Any]
 
@@ -235,6 +236,7 @@ def import_grades(
     if not grades:
         raise UserError(f"{file} holds no grades of {label}.")
     with immediate(db):
+        ensure_user(db, user)
         known = one(
             db,
             "SELECT id FROM evaluations WHERE job_id IS NULL AND benchmark = ? AND label = ?"

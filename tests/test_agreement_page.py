@@ -389,6 +389,7 @@ def test_several_threads_may_ask(world: World, desk: AgreementDesk) -> None:
     assert all(view.found == found[0].found for view in found)
 
 
+@pytest.mark.slow
 def test_the_web_process_starts_without_the_libraries() -> None:
     code = (
         "import sys, workbench.ui; "

@@ -162,6 +162,7 @@ def test_any_folder_comes_back_table_by_table_and_file_by_file(
 # while others work --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_backup_amid_labels_and_a_worker_checks_clean(
     world: World, elsewhere: DataFolder, wait_for: Callable[..., None]
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_quota_of_the_day_is_waited_for(bench: Bench) -> None:
     assert bench.money == pytest.approx(COST)
 
 
+@pytest.mark.slow
 def test_a_quota_of_the_day_may_say_how_long(bench: Bench) -> None:
     provider = bench.provider(failed("day", retry_after=21 * 3600.0))
     bench.caller(provider).ask(PROMPT, TOKENS)

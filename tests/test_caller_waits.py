@@ -226,6 +226,7 @@ class Chance(Provider):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_what_is_billed_never_exceeds_the_budget(quick_writes: None, tmp_path: Path, seed: int) -> None:
     bench = Bench(tmp_path / "judges")
     bench.table = table(requests=300)

@@ -417,6 +417,7 @@ STEP = st.tuples(st.sampled_from(["edit", "cut", "retry", "go on", "vote"]), st.
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.integers(1, 3), columns=st.integers(2, 3), steps=st.lists(STEP, min_size=1, max_size=6))
+@pytest.mark.slow
 def test_whatever_is_changed_is_undone_step_by_step(
     rounds: int, columns: int, steps: list[tuple[str, int]]
 ) -> None:

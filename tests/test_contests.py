@@ -326,6 +326,7 @@ def test_answers_become_conversations(world: World, tmp_path: Path, no_superviso
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_however_events_come_the_conversations_are_the_same(data: st.DataObject) -> None:
     """Read in pieces, some of them applied again, as a backup or two supervisors may bring them."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

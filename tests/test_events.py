@@ -104,6 +104,7 @@ def test_two_readers_store_each_event_once(world: World, monkeypatch: pytest.Mon
     cuts=st.lists(st.integers(0, 2000), max_size=8),
     crashes=st.sets(st.integers(0, 8)),
 )
+@pytest.mark.slow
 def test_replay_counts_each_event_once(texts: list[str], cuts: list[int], crashes: set[int]) -> None:
     """The file grows in arbitrary pieces; some reads die before their commit. The end is always the same."""
     with tempfile.TemporaryDirectory() as root:

@@ -94,6 +94,7 @@ acts = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(acts=acts)
+@pytest.mark.slow
 def test_undoing_everything_leads_back_to_the_start(acts: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as root:
         world = open_world(Path(root))

@@ -304,6 +304,7 @@ def test_held_out_margins_weigh_every_pair_with_an_image_alike(tmp_path: Path) -
     assert logs["eval_image_margin"] == pytest.approx(sum(singles) / 4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_no_scrap_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.gpu import image_term
 

@@ -306,6 +306,7 @@ def test_a_row_is_named_by_its_content() -> None:
     assert one.content_id() == again.content_id() != two.content_id()
 
 
+@pytest.mark.slow
 def test_vqa_rad_whole_and_twice(world: World) -> None:
     folder = BENCHMARKS / "vqa_rad"
     if not folder.is_dir():

@@ -84,6 +84,7 @@ def most_in_a_minute(sent: list[tuple[float, int]]) -> tuple[int, int]:
     gaps=st.lists(st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.7, 3.0, 20.0]), min_size=20, max_size=70),
     seed=st.randoms(use_true_random=False),
 )
+@pytest.mark.slow
 def test_no_minute_sees_more_requests_than_the_limit(
     quick_writes: None, limit: int, gaps: list[float], seed: Any
 ) -> None:
@@ -107,6 +108,7 @@ def test_no_minute_sees_more_requests_than_the_limit(
     ),
     seed=st.randoms(use_true_random=False),
 )
+@pytest.mark.slow
 def test_no_minute_sees_more_tokens_than_the_limit(quick_writes: None, sizes: list[int], seed: Any) -> None:
     arrivals = sorted(seed.uniform(0.0, 90.0) for _ in sizes)
     sent = sendings(

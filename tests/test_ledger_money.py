@@ -169,6 +169,7 @@ def work(folder: str, number: int) -> list[float]:
     return slots
 
 
+@pytest.mark.slow
 def test_four_processes_share_one_ledger(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         slots = sorted(itertools.chain(*pool.starmap(work, [(str(tmp_path), number) for number in range(4)])))

@@ -304,6 +304,7 @@ def test_tries_have_an_end(server: OpenAiServer) -> None:
         (Fault("raw", body="x", headers={"content-encoding": "gzip"}), "garbage", False),
     ],
 )
+@pytest.mark.slow
 def test_what_no_other_try_helps_is_asked_once(
     server: OpenAiServer, fault: Fault | str, kind: str, of_the_prompt: bool
 ) -> None:
@@ -385,6 +386,7 @@ def test_stop_is_noticed_while_the_server_is_silent(
     wait_for(lambda: server.left == [kind], "the server sees that nobody listens", 20)
 
 
+@pytest.mark.slow
 def test_a_silent_server_is_given_up(server: OpenAiServer) -> None:
     server.script(default="hang")
     with pytest.raises(OutsideError, match=r"did not begin to answer within 0\.2 s"):
@@ -523,6 +525,7 @@ def test_conversations_are_not_written_to_logs(server: OpenAiServer) -> None:
     assert KEY not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_web_process_imports_the_package_only_when_it_asks() -> None:
     code = (
         "import sys, jobs.outside, workbench.outside_chat\n"

@@ -324,6 +324,7 @@ def test_pieces_of_any_size_are_cut_by_their_bytes(server: OpenAiServer) -> None
 
 
 @pytest.mark.parametrize("kind", ["empty endless", "no newline"])
+@pytest.mark.slow
 def test_bytes_without_an_answer_have_an_end(server: OpenAiServer, kind: str) -> None:
     server.script(kind)
     assert "came to no end: 8 MiB came without it" in failure(told(server)).text

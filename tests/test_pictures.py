@@ -63,6 +63,7 @@ def test_transparency_survives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "sent"), [((8000, 6000), (3072, 2304)), ((3073, 1), (3072, 1)), ((600, 6144), (300, 3072))]
 )
+@pytest.mark.slow
 def test_a_large_picture_is_made_smaller_and_said_so(
     tmp_path: Path, size: tuple[int, int], sent: tuple[int, int]
 ) -> None:

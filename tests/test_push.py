@@ -207,6 +207,7 @@ def test_an_adapter_arrives_whole(tmp_path: Path, hub: Hub) -> None:
     assert "cannot load" not in notes(run)
 
 
+@pytest.mark.slow
 def test_a_second_push_sends_nothing_again(tmp_path: Path, hub: Hub) -> None:
     run = push_run(tmp_path / "run")
     assert perform(run, hub) == 0, run.log.read_text()

@@ -107,6 +107,7 @@ def moved(db: Database, job: Job, to: Any) -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(strategies.lists(steps, max_size=40))
+@pytest.mark.slow
 def test_any_sequence_of_steps_leaves_one_line(taken: list[tuple[str, Any, Any]]) -> None:
     db = in_memory()
     for priority in (0, 1, 0, -1):

@@ -220,6 +220,7 @@ def at_step(number: int, act: Callable[[], object]) -> None:
         setattr(os, name, wrapped(getattr(os, name)))
 
 
+@pytest.mark.slow
 def test_a_recovery_that_is_killed_at_any_step_loses_nothing(logged: World, tmp_path: Path) -> None:
     original = kept_database(logged.folder, tmp_path)
     assert sorted(path.name for path in logged.folder.root.glob("plumb.db*")) == ["plumb.db", "plumb.db-wal"]

@@ -395,6 +395,7 @@ def texts(events: list[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_eight_people_at_once_each_get_their_own_answers_in_turn(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,6 +347,7 @@ def test_one_key_a_folder_whoever_is_first(tmp_path: Path) -> None:
     assert (folder.runtime / "key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_the_commands_print_json(tmp_path: Path) -> None:
     data = str(settings_for(tmp_path).data)
 

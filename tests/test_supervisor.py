@@ -31,6 +31,7 @@ from storage.rows import count, rows
 from supervised import Sleeper, Wait, attempt_of, started_by, status, submit_judge, supervisors
 
 
+@pytest.mark.slow
 def test_a_job_runs_without_the_one_who_asked(busy: World, wait_for: Wait) -> None:
     job = submit_judge(busy)
     wait_for(lambda: status(busy, job) in ENDED, "the job ends")
@@ -41,6 +42,7 @@ def test_a_job_runs_without_the_one_who_asked(busy: World, wait_for: Wait) -> No
     wait_for(lambda: status(busy, second) is JobStatus.DONE, "a new supervisor comes when needed")
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_loses_nothing(busy: World, wait_for: Wait) -> None:
     job = submit_judge(busy)
     wait_for(lambda: any(one.pid for one in store.attempts_of(busy.db, job.id)), "a worker is started and noted")
@@ -55,6 +57,7 @@ def test_a_killed_supervisor_loses_nothing(busy: World, wait_for: Wait) -> None:
     assert len(store.attempts_of(busy.db, job.id)) == 1, "adopted, not started again"
 
 
+@pytest.mark.slow
 def test_only_one_supervisor_a_folder(busy: World, wait_for: Wait) -> None:
     lock = lock_of(busy.folder)
     with lock:
@@ -212,6 +215,7 @@ def test_a_reused_pid_is_never_signalled(world: World, sleeper: Sleeper) -> None
     child.wait()
 
 
+@pytest.mark.slow
 def test_events_that_cannot_be_stored_fail_their_job_alone(busy: World, sleeper: Sleeper, wait_for: Wait) -> None:
     job, child = sleeper(busy)
     RunFolder(busy.folder.run(job.id)).events.write_text('{"kind": "candidate"}\n')
@@ -280,6 +284,7 @@ def test_a_worker_sees_its_own_device_alone(world: World, monkeypatch: pytest.Mo
     assert environment["CUDA_VISIBLE_DEVICES"] == "6"
 
 
+@pytest.mark.slow
 def test_a_killed_judge_job_goes_on_where_it_ended(busy: World, sleeper: Sleeper, wait_for: Wait) -> None:
     """An earlier attempt's last word is not the next one's, and nothing is judged twice."""
     job = submit_judge(busy)
