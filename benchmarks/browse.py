@@ -29,7 +29,8 @@ from storage import facts
 from storage.database import connect, immediate, migrate, session
 from storage.finding import ORDERS, STATES, SampleFilter, find_samples, position_of, total
 from storage.folder import DataFolder
-from storage.imports.intake import Import, import_rows
+from storage.imports.intake import import_rows
+from storage.imports.reading import Import
 from storage.queues import QUEUES, Queue, next_in_queue, progress
 from storage.records import METRICS
 

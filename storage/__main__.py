@@ -25,7 +25,8 @@ from storage.exports.writing import FORMATS as EXPORTS
 from storage.exports.writing import export_dataset
 from storage.folder import DataFolder, default_folder
 from storage.imports.formats import FORMATS
-from storage.imports.intake import Import, import_rows
+from storage.imports.intake import Report, import_rows
+from storage.imports.reading import Import
 from storage.manifest import CHECKPOINTS, LEFT_OUT
 from storage.units import in_words
 from storage.upkeep import Finding
@@ -209,6 +210,8 @@ def import_(
     if kind == "dataset" and path is not None:
         _import_dataset(path, data, as_json)
         return
+    if path is not None and str(path).startswith("hub:"):
+        raise UserError(f"A hub's data set is imported by: python -m jobs import-hub {kind} {str(path)[4:]}")
     if path is None:
         raise UserError(f"Name the file or folder after the kind: python -m storage import {kind} FILE.")
     what = Import(kind, path, images, source, split)
@@ -260,10 +263,11 @@ class Rows:
     def __init__(self) -> None:
         self._told = time.monotonic()
 
-    def __call__(self, read: int) -> None:
+    def __call__(self, read: int, report: Report) -> None:
         if time.monotonic() - self._told > 2.0:
             self._told = time.monotonic()
-            print(f"{read:,} rows read", file=sys.stderr, flush=True)
+            broken = f", {report.broken_number:,} broken" if report.broken_number else ""
+            print(f"{read:,} rows read, {report.added:,} added{broken}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

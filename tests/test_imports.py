@@ -18,7 +18,8 @@ from storage.errors import UserError
 from storage.finding import SampleFilter, find_samples
 from storage.imports.formats import FORMATS
 from storage.imports.incoming import MARK, Broken, Incoming, Picture, asked
-from storage.imports.intake import Import, Report, import_rows
+from storage.imports.intake import Report, import_rows
+from storage.imports.reading import Import
 from storage.pairs import list_pairs
 from storage.records import Sample
 
@@ -257,7 +258,7 @@ def test_what_is_not_there(world: World, tmp_path: Path) -> None:
         brought(world, "jsonl", tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="kind = 'word': this version imports easy-vqa, llava"):
         brought(world, "word", tmp_path)
-    with pytest.raises(UserError, match="nothing to read in there"):
+    with pytest.raises(UserError, match="no rows in there"):
         brought(world, "jsonl", tmp_path / "in" if (tmp_path / "in").exists() else tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "A?"}')
     with pytest.raises(UserError, match="there is no such folder"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def llava(row: Row, folder: Path) -> list[Incoming]:
     turns: list[IncomingTurn] = []
     used = 0
     for number, one in enumerate(said, start=1):
-        if not isinstance(one, Mapping) or one.get("from") not in _SPEAKERS:
+        if not isinstance(one, Mapping) or str(one.get("from")) not in _SPEAKERS:
             raise Broken(f"turn {number} is by neither human nor gpt")
         content, taken = with_pictures(text_at(one, "value"), pictures[used:])
         used += taken
@@ -59,11 +60,12 @@ def llava(row: Row, folder: Path) -> list[Incoming]:
 
 
 def vqa_rad(row: Row, folder: Path) -> list[Incoming]:
-    """{"qid", "image_name", "question", "answer", …}; questions of one picture share it."""
+    """{"qid", "image_name" | "image", "question", "answer", …}; questions of one picture share it."""
     answer = row.get("answer")
     if answer is None or str(answer).strip() == "":
         raise Broken("it has no answer")
-    content = asked(text_at(row, "question"), pictures_of(text_at(row, "image_name"), folder))
+    image = row["image"] if row.get("image") is not None else text_at(row, "image_name")
+    content = asked(text_at(row, "question"), pictures_of(image, folder))
     return [Incoming(_id(row), (IncomingTurn("user", content),), reference=str(answer).strip())]
 
 
@@ -92,15 +94,73 @@ def rlhf_v(row: Row, folder: Path) -> list[Incoming]:
 
 
 def vlfeedback(row: Row, folder: Path) -> list[Incoming]:
-    """{"id", "prompt", "image", "completions": [{"model", "response"}]}: several answers of several models."""
+    """{"id", "prompt", "image", "completions": [{"model", "response", "annotations"?}]}: several models' answers.
+
+    GPT-4V rated each from 1 to 5: {"annotations": {"Helpfulness": {"Rating": "4", "Rationale"}, "Visual
+    Faithfulness", "Ethical Considerations"}}. See `_ratings` for what becomes of these.
+    """
     content = asked(text_at(row, "prompt"), pictures_of(row.get("image"), folder))
-    said = row.get("completions")
-    if isinstance(said, Mapping):  # a list of records as `datasets` keeps it: a record of lists
-        said = [dict(zip(said, values, strict=True)) for values in zip(*said.values(), strict=True)]
-    if not isinstance(said, list):
-        raise Broken("it has no completions")
-    answers = tuple(IncomingAnswer(text_at(one, "response"), one.get("model")) for one in said)
-    return [_checked(_id(row), [IncomingTurn("user", content)], row, answers)]
+    said = _records(row.get("completions"), "completions")
+    answers = []
+    for one in said:
+        model = one.get("model")
+        answers.append(
+            IncomingAnswer(
+                text_at(one, "response"),
+                model if isinstance(model, str) else None,
+                _ratings(one.get("annotations")),
+            )
+        )
+    found = _checked(_id(row), [IncomingTurn("user", content)], row, tuple(answers))
+    if not any(answer.scores for answer in answers):
+        return [found]
+    raw = json.dumps([one.get("annotations") for one in said], ensure_ascii=False, default=str)
+    return [replace(found, rater=VLFEEDBACK_RATER, raw=raw[:_LONGEST_RAW])]
+
+
+#: Who gave VLFeedback's ratings, as a judge with a version.
+VLFEEDBACK_RATER = ("GPT-4V (VLFeedback)", "arXiv 2312.10665, 1-5 less 1")
+_RATED = {"Helpfulness": "helpfulness", "Visual Faithfulness": "correctness"}
+_LONGEST_RAW = 100_000
+
+
+def _ratings(annotations: Any) -> dict[str, int]:
+    """{metric: 0 to 4}: 1 to 5 less one. Visual Faithfulness, whether the answer is true to the image, is what
+    `correctness` asks; Ethical Considerations has no metric here and stays in the judgement's raw text alone. A
+    rating that is N/A, or no number from 1 to 5, is none.
+    """
+    found: dict[str, int] = {}
+    if not isinstance(annotations, Mapping):
+        return found
+    for aspect, metric in _RATED.items():
+        told = annotations.get(aspect)
+        rating = told.get("Rating") if isinstance(told, Mapping) else None
+        text = str(rating).strip()
+        if text in ("1", "2", "3", "4", "5"):
+            found[metric] = int(text) - 1
+    return found
+
+
+def _at(value: Any, place: int) -> Any:
+    """What stands at this place in an object of lists, which may lie in objects."""
+    if isinstance(value, Mapping):
+        return {name: _at(one, place) for name, one in value.items()}
+    return value[place] if isinstance(value, list) else value
+
+
+def _records(value: Any, name: str) -> list[Row]:
+    """A list of objects, which `datasets` may keep as an object of lists."""
+    if isinstance(value, Mapping):
+        lengths = {len(one) for one in value.values() if isinstance(one, list)}
+        try:
+            value = [_at(value, place) for place in range(max(lengths, default=0))]
+        except IndexError:
+            raise Broken(f"{name} is an object whose lists are not of one length") from None
+    if not isinstance(value, list):
+        raise Broken(f"it has no {name}")
+    if not all(isinstance(one, Mapping) for one in value):
+        raise Broken(f"{name} holds what is no object")
+    return value
 
 
 def trl(row: Row, folder: Path) -> list[Incoming]:
@@ -145,11 +205,13 @@ def _turns(value: Any, pictures: Sequence[Picture], folder: Path) -> list[Incomi
     turns: list[IncomingTurn] = []
     left = list(pictures)
     for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping) or message.get("role") not in _SPEAKERS:
+        if not isinstance(message, Mapping) or str(message.get("role")) not in _SPEAKERS:
             raise Broken(f"message {number} has no role that is known (system, user, assistant)")
         content: list[Piece] = []
         parts = message.get("content")
-        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts or []:
+        if not isinstance(parts, str | list):
+            raise Broken(f"message {number} has neither text nor parts")
+        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
             if not isinstance(part, Mapping):
                 raise Broken(f"message {number} has a part that is no object")
             if part.get("type") == "image" and part.get("image") is None:
@@ -241,7 +303,7 @@ def _last(value: Any, name: str) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         content = value[-1].get("content")
         if isinstance(content, list):
-            content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
         value = content
     return text_at({name: value}, name)
 

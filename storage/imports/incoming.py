@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,11 @@ class IncomingTurn:
 
 @dataclass(frozen=True)
 class IncomingAnswer:
-    """A candidate. `scores` are of whoever rated it, {metric: 0 to 4}; {} for none."""
+    """A candidate. `scores` are of whoever rated it (`Incoming.rater`), {metric: 0 to 4}; {} for none."""
 
     text: str
     model: str | None = None
+    scores: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Incoming:
         id: the source's own; "" where there is none: then its content names it.
         turns: end with the user's.
         preferred: (chosen, rejected) as places in `answers`.
+        rater: (name, version) of the judge whose scores the answers have.
+        raw: what that judge said, where it came along.
     """
 
     id: str
@@ -62,6 +65,8 @@ class Incoming:
     split: str | None = None
     answers: tuple[IncomingAnswer, ...] = ()
     preferred: tuple[tuple[int, int], ...] = ()
+    rater: tuple[str, str] | None = None
+    raw: str = ""
 
     def content_id(self) -> str:
         """A name made of the content: the same row has the same one, wherever it stands."""
@@ -134,16 +139,38 @@ def pictures_of(value: Any, folder: Path) -> list[Picture]:
 def _picture(value: Any, folder: Path) -> Picture:
     if isinstance(value, bytes):
         return Picture("an image in the row", data=value)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return Picture(str(value.get("path") or "an image in the row"), data=bytes(value["bytes"]))
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        return Picture(str(value.get("path") or "an image in the row"), data=value["bytes"])
     if isinstance(value, Mapping):
         value = value.get("path")
     if not isinstance(value, str) or not value or "\0" in value:
         raise Broken(f"image is {_short(value)}; it must name a file")
-    file = (folder / value).resolve()
+    try:
+        file = (folder / value).resolve()
+    except (OSError, ValueError) as error:  # a loop of links; a name that no system can write
+        raise Broken(f"the image {_short(value)} cannot be looked for ({error})") from error
     if not file.is_relative_to(folder.resolve()):
         raise Broken(f"the image {value!r} lies outside of the folder of images; name it from there on")
     return Picture(value, file=file)
+
+
+def lacking(picture: Picture) -> str:
+    """Why the file of a picture cannot be had; "" where it is there. It is not opened."""
+    if picture.file is None:
+        return ""
+    try:
+        if picture.file.is_file():
+            return "" if picture.file.suffix.lower() not in _UNREAD else _UNREAD_WORDS.format(picture.name)
+    except OSError as error:
+        return f"the image {picture.name[:100]!r} cannot be looked for ({error.strerror})"
+    if picture.file.suffix.lower() in _UNREAD:
+        return _UNREAD_WORDS.format(picture.name)
+    return f"The image {picture.name} is missing: there is no file of that name among the images"
+
+
+# Pictures that no model is shown as they are; an SVG can carry scripts.
+_UNREAD = frozenset({".svg", ".svgz", ".tif", ".tiff", ".heic", ".heif", ".avif", ".pdf", ".dcm", ".eps", ".ico"})
+_UNREAD_WORDS = "the image {} is of a kind that isn't read; save it as PNG, JPEG, WebP, GIF or BMP"
 
 
 def _short(value: Any) -> str:
