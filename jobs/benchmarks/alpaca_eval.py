@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from jobs.benchmarks.files import BadFile, read_lines, unique
-from jobs.benchmarks.measures import Graded, mean_of
+from jobs.benchmarks.measures import Graded, Score, mean_of, share_of
 
 win_rate = mean_of(100.0)
+
+#: For sums (share of the win, 1, the baseline's characters).
+MEASURES: dict[str, Score] = {"win rate": win_rate, "baseline's length": share_of(2, 1, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Output:
     instruction: str
     output: str
     generator: str
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,25 @@ def read_outputs(path: Path) -> list[Output]:
     """
     rows = read_lines(path, "instruction", "output")
     unique(path, [str(row["instruction"]) for row in rows])
-    return [Output(str(row["instruction"]), str(row["output"]), str(row.get("generator", ""))) for row in rows]
+    return [
+        Output(
+            str(row["instruction"]),
+            str(row["output"]),
+            str(row.get("generator", "")),
+            str(row.get("dataset") or ""),
+        )
+        for row in rows
+    ]
 
 
-def model_first(instruction: str, seed: int = 0) -> bool:
-    """Whether the model's output is shown before the baseline's: half of the instructions, by seed."""
-    return hashlib.sha256(f"{seed}:{instruction}".encode()).digest()[0] % 2 == 0
+def name_of(instruction: str) -> str:
+    """An instruction's id, the same in every file that has it."""
+    return hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def model_first(name: str, seed: int = 0) -> bool:
+    """Whether the model's output is shown before the baseline's: half of the items, by their ids and a seed."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()[0] % 2 == 0
 
 
 def read_annotations(path: Path, model: str = "") -> tuple[list[Graded], Lengths]:
@@ -76,7 +92,8 @@ def read_annotations(path: Path, model: str = "") -> tuple[list[Graded], Lengths
         lengths.append((len(str(ours)), len(str(theirs))))
         preference = _preference(row["preference"])
         share = None if preference is None else preference - 1 if second else 2 - preference
-        found.append(_graded(str(row["instruction"]), share, len(str(ours)), str(row.get("dataset") or "")))
+        category = str(row.get("dataset") or "")
+        found.append(_graded(str(row["instruction"]), share, len(str(ours)), category, len(str(theirs))))
     return found, Lengths(mean(one for one, _ in lengths), mean(other for _, other in lengths))
 
 
@@ -89,25 +106,8 @@ def _preference(value: Any) -> float | None:
     return float(value) if 1 <= value <= 2 else None
 
 
-def grade(instruction: str, preference: float | None, output: str, category: str = "") -> Graded:
-    """The grade of one comparison: 2 where the model wins, None where the judge is unclear."""
-    return _graded(instruction, None if preference is None else preference - 1, len(output), category)
-
-
-def _graded(instruction: str, share: float | None, length: int, category: str) -> Graded:
-    categories = (category,) if category else ()
+def _graded(instruction: str, share: float | None, length: int, category: str, baseline: int) -> Graded:
+    name, categories = name_of(instruction), (category,) if category else ()
     if share is None:
-        return Graded(instruction, None, categories, length, why="the judge gave no preference")
-    return Graded(instruction, (share, 1.0), categories, length)
-
-
-def compared(outputs: Mapping[str, str], baseline: Mapping[str, str]) -> list[str]:
-    """The instructions that both answered, in the baseline's order.
-
-    Raises:
-        BadFile: there are none, or the model answered instructions that the baseline did not.
-    """
-    strange = [one for one in outputs if one not in baseline]
-    if strange:
-        raise BadFile(f"{len(strange)} instructions have no baseline output (the first is {strange[0][:60]!r}).")
-    return [one for one in baseline if one in outputs]
+        return Graded(name, None, categories, length, why="the judge gave no preference")
+    return Graded(name, (share, 1.0, float(baseline)), categories, length)

@@ -28,6 +28,8 @@ class Item:
         categories: the groups that it counts in.
         reference: answers that the benchmark holds up as good, one a question, for judges and for people.
         temperature: that its answer is drawn with.
+        unit: items of one unit belong together, and are taken or left together (rotations of one question, the
+            twins of a picture); "" for an item that stands alone.
         extra: what grading needs beside: JSON, and small.
     """
 
@@ -37,6 +39,7 @@ class Item:
     categories: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
     temperature: float = 0.0
+    unit: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.benchmarks.files import BadFile, matched, read_lines, unique
 from jobs.benchmarks.measures import Array, Graded, ratio
@@ -40,7 +41,8 @@ def read_questions(folder: Path) -> list[Question]:
     rows = read_lines(path, "question_id", "image", "category", "text")
     unique(path, [str(row["question_id"]) for row in rows])
     captions = {
-        str(row["image"]): str(row["caption"]) for row in read_lines(folder / "context.jsonl", "image", "caption")
+        str(row["image"]): _caption(row["caption"])
+        for row in read_lines(folder / "context.jsonl", "image", "caption")
     }
     references = read_answers(folder / "answers_gpt4.jsonl", [str(row["question_id"]) for row in rows])
     found = []
@@ -59,6 +61,11 @@ def read_questions(folder: Path) -> list[Question]:
     return found
 
 
+def _caption(value: Any) -> str:
+    """Several sentences come as a list."""
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def read_answers(path: Path, ids: Sequence[str]) -> dict[str, str]:
     """Answers by question: JSON lines {question_id, text}. Raises BadFile."""
     rows = read_lines(path, "question_id", "text")
@@ -70,7 +77,7 @@ def read_answers(path: Path, ids: Sequence[str]) -> dict[str, str]:
 
 def read_ratings(reply: str) -> tuple[float, float] | None:
     """(reference's, model's) from a judge's reply; None where its first line is not two ratings from 1 to 10."""
-    lines = reply.strip().splitlines()
+    lines = reply.strip().split("\n")
     found = _TWO_RATINGS.match(lines[0]) if lines else None
     if found is None:
         return None

@@ -7,10 +7,11 @@ items is a vector of how often each is drawn, and all resamples are one matrix p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,6 +69,15 @@ def mean_of(scale: float = 1.0) -> Score:
 
     def score(sums: Array) -> Array:
         return ratio(scale * sums[..., 0], sums[..., 1])
+
+    return score
+
+
+def share_of(place: int, of: int, scale: float = 100.0) -> Score:
+    """The score scale × Σ of the numbers at one place / Σ of those at another."""
+
+    def score(sums: Array) -> Array:
+        return ratio(scale * sums[..., place], sums[..., of])
 
     return score
 
@@ -165,3 +175,12 @@ def _interval(values: Array) -> tuple[float | None, float | None]:
         return None, None
     low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
+
+
+def half_of(item_id: str, unit: str) -> Literal["selection", "reporting"]:
+    """The half that an item belongs to for good: settings are chosen by one half, and reported by the other.
+
+    By a hash of its unit, or its id where it has none: the same on every machine, whatever else is asked.
+    """
+    digest = hashlib.sha256(f"half:{unit or item_id}".encode()).digest()
+    return "selection" if digest[0] % 2 else "reporting"

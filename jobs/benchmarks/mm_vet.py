@@ -54,7 +54,7 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[str, str]:
 
 def read_grade(reply: str) -> float | None:
     """The grade that a reply ends in, or None where its last number is not from 0 to 1."""
-    last = reply.strip().splitlines()[-1] if reply.strip() else ""
+    last = reply.strip().split("\n")[-1]
     numbers = _NUMBER.findall(last)
     if not numbers:
         return None

@@ -125,16 +125,20 @@ def read_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def grade(
-    questions: Sequence[Question], letters: Mapping[int, str | None], lengths: Mapping[int, int]
+    questions: Sequence[Question],
+    letters: Mapping[int, str | None],
+    lengths: Mapping[int, int],
+    troubles: Mapping[int, str] | None = None,
 ) -> list[Graded]:
     """Sums (1 if every rotation is right, 1) of each question.
 
     Args:
         letters: of each row that was answered; None where neither rules nor a judge could read the answer.
         lengths: characters of the answers, by row.
+        troubles: why a judge's letter is missing, by row.
 
-    A question is a failure where a rotation has no answer; one whose letter nobody could read is wrong, as in the
-    official evaluation, and is told in `why`.
+    A question is a failure where a rotation has no answer or waits for a judge in vain; one whose letter nobody
+    could read is wrong, and is told in `why`.
     """
     units: dict[int, list[Question]] = {}
     for one in questions:
@@ -146,11 +150,12 @@ def grade(
         length = round(sum(known) / len(known)) if known else None
         missing = [one for one in turns if one.index not in letters]
         if missing:
-            why = f"{len(missing)} of its {len(turns)} rotations have no answer"
-            found.append(Graded(str(unit), None, categories, length, why=why))
+            told = next((why for one in missing if (why := (troubles or {}).get(one.index))), "")
+            why = told or f"{len(missing)} of its {len(turns)} rotations have no answer"
+            found.append(Graded(str(unit), None, categories, length, str(unit), why))
             continue
         unread = sum(letters[one.index] is None for one in turns)
         right = all(letters[one.index] == one.answer for one in turns)
         why = f"{unread} of its {len(turns)} answers name no option" if unread else ""
-        found.append(Graded(str(unit), (float(right), 1.0), categories, length, why=why))
+        found.append(Graded(str(unit), (float(right), 1.0), categories, length, str(unit), why))
     return found

@@ -70,6 +70,12 @@ def says_yes(answer: str) -> bool:
     return not _NO & set(first.split(" "))
 
 
+def sums_of(answer: str, label: str) -> tuple[float, float, float, float]:
+    """(TP, FP, TN, FN) of one answer. `label`: "yes" or "no"."""
+    yes, right = says_yes(answer), label == "yes"
+    return float(yes and right), float(yes and not right), float(not yes and not right), float(not yes and right)
+
+
 def grade(questions: Sequence[Question], answers: Mapping[str, str], name: str = "") -> list[Graded]:
     """Sums (TP, FP, TN, FN) of each question. `name`: of the set, as a category and before the ids."""
     found = []
@@ -80,14 +86,7 @@ def grade(questions: Sequence[Question], answers: Mapping[str, str], name: str =
         if answer is None:
             found.append(Graded(known, None, categories, why="it has no answer"))
             continue
-        yes, right = says_yes(answer), one.label == "yes"
-        sums = (
-            float(yes and right),
-            float(yes and not right),
-            float(not yes and not right),
-            float(not yes and right),
-        )
-        found.append(Graded(known, sums, categories, len(answer)))
+        found.append(Graded(known, sums_of(answer, one.label), categories, len(answer)))
     return found
 
 
@@ -115,15 +114,6 @@ def yes_ratio(sums: Array) -> Array:
     return ratio(100 * (sums[..., 0] + sums[..., 1]), sums.sum(axis=-1))
 
 
-MEASURES: dict[str, Score] = {
-    "F1": f1,
-    "accuracy": accuracy,
-    "precision": precision,
-    "recall": recall,
-    "yes ratio": yes_ratio,
-}
-
-
 def of_sets(sets: Mapping[str, Sequence[Graded]]) -> list[Graded]:
     """The grades of several sets as one list whose sums stand side by side, for `mean_f1`."""
     width = 4 * len(sets)
@@ -138,6 +128,28 @@ def of_sets(sets: Mapping[str, Sequence[Graded]]) -> list[Graded]:
 
 
 def mean_f1(sums: Array) -> Array:
-    """The mean of the sets' F1: what the paper reports; sums as `of_sets` lays them out."""
-    found: Array = np.mean(f1(sums.reshape(*sums.shape[:-1], -1, 4)), axis=-1)
+    """The mean of the F1 of those sets that anything was asked of: what the paper reports; sums as `of_sets` lays
+    them out, or those of one set."""
+    sets = _apart(sums)
+    asked = sets.sum(axis=-1) > 0
+    return ratio(np.where(asked, f1(sets), 0.0).sum(axis=-1), asked.sum(axis=-1))
+
+
+def _apart(sums: Array) -> Array:
+    """[…, sets, 4]"""
+    found: Array = sums.reshape(*sums.shape[:-1], -1, 4)
     return found
+
+
+def _over_all(score: Score) -> Score:
+    return lambda sums: score(_apart(sums).sum(axis=-2))
+
+
+#: For sums of one set, or of several side by side.
+MEASURES: dict[str, Score] = {
+    "F1": mean_f1,
+    "accuracy": _over_all(accuracy),
+    "precision": _over_all(precision),
+    "recall": _over_all(recall),
+    "yes ratio": _over_all(yes_ratio),
+}
