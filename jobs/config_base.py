@@ -89,3 +89,40 @@ class ModelConfig(JobConfig):
     @classmethod
     def _revision_is_one(cls, value: str) -> str:
         return check_revision(value)
+
+
+class RemoteConfig(JobConfig):
+    """A job that asks a remote model: which one, how, and what it may cost."""
+
+    device_kind: ClassVar[Literal["device", "network"]] = "network"
+    resumable: ClassVar[bool] = True
+    pausable: ClassVar[bool] = True
+
+    model: str = Field(
+        "gemini-2.5-flash",
+        min_length=1,
+        max_length=200,
+        title="Judge's model",
+        description="as the provider names it; its price and limits stand on the Judges page",
+    )
+    budget: float = Field(
+        1.0, gt=0.0, le=1_000_000.0, title="Budget", description="dollars; the job stops before it would cost more"
+    )
+    max_requests: int | None = Field(
+        None, ge=1, le=100_000_000, title="At most requests", description="empty: as the budget allows"
+    )
+    temperature: float = Field(0.0, ge=0.0, le=2.0, title="Temperature", description="0: the same again")
+    max_output_tokens: int = Field(
+        8192, ge=64, le=65_536, title="Longest reply", description="tokens; a model's thinking counts among them"
+    )
+    timeout: float = Field(120.0, ge=1.0, le=3600.0, title="Wait for a reply", description="seconds")
+    concurrency: int = Field(
+        16, ge=1, le=256, title="Requests at once", description="limits a minute hold whatever stands here"
+    )
+    second_tries: int = Field(
+        1,
+        ge=0,
+        le=5,
+        title="Ask again",
+        description="times, where a reply was cut off or cannot be read; each is paid",
+    )

@@ -1,6 +1,7 @@
 """One configuration model a job kind; torch-free, so that a bad value dies before a device is claimed.
 
-What all have is in config_base.py, the trainings are in config_training.py, contests in config_contest.py.
+What all have is in config_base.py, the trainings are in config_training.py, contests in config_contest.py,
+evaluations in config_evaluation.py.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jobs.config_base import JobConfig, ModelConfig, Selection
+from jobs.config_base import JobConfig, ModelConfig, RemoteConfig, Selection
 from jobs.config_contest import ContestConfig
+from jobs.config_evaluation import EvaluateConfig, GradeConfig
 from jobs.config_training import (
     TRAINING_PRESETS,
     DpoConfig,
@@ -32,7 +34,9 @@ __all__ = [
     "ContestConfig",
     "DownloadConfig",
     "DpoConfig",
+    "EvaluateConfig",
     "GenerateConfig",
+    "GradeConfig",
     "JobConfig",
     "JudgeConfig",
     "MergeConfig",
@@ -107,41 +111,9 @@ class GenerateConfig(ModelConfig):
         return self
 
 
-class CallConfig(JobConfig):
-    """A job that asks a remote model: which one, how, and what it may cost."""
+class CallConfig(RemoteConfig):
+    """A remote model that is asked about samples."""
 
-    device_kind: ClassVar[Literal["device", "network"]] = "network"
-    resumable: ClassVar[bool] = True
-    pausable: ClassVar[bool] = True
-
-    model: str = Field(
-        "gemini-2.5-flash",
-        min_length=1,
-        max_length=200,
-        title="Judge's model",
-        description="as the provider names it; its price and limits stand on the Judges page",
-    )
-    budget: float = Field(
-        1.0, gt=0.0, le=1_000_000.0, title="Budget", description="dollars; the job stops before it would cost more"
-    )
-    max_requests: int | None = Field(
-        None, ge=1, le=100_000_000, title="At most requests", description="empty: as the budget allows"
-    )
-    temperature: float = Field(0.0, ge=0.0, le=2.0, title="Temperature", description="0: the same again")
-    max_output_tokens: int = Field(
-        8192, ge=64, le=65_536, title="Longest reply", description="tokens; a model's thinking counts among them"
-    )
-    timeout: float = Field(120.0, ge=1.0, le=3600.0, title="Wait for a reply", description="seconds")
-    concurrency: int = Field(
-        16, ge=1, le=256, title="Requests at once", description="limits a minute hold whatever stands here"
-    )
-    second_tries: int = Field(
-        1,
-        ge=0,
-        le=5,
-        title="Ask again",
-        description="times, where a reply was cut off or cannot be read; each is paid",
-    )
     samples: Selection = Field(Selection(), title="Samples")
 
 
@@ -264,6 +236,8 @@ _ALL: tuple[type[JobConfig], ...] = (
     *TRAININGS,
     ServeConfig,
     ContestConfig,
+    EvaluateConfig,
+    GradeConfig,
     MergeConfig,
     PushConfig,
     DownloadConfig,

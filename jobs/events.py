@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database
 
@@ -19,7 +23,8 @@ from storage.checklists import add_checklist, checklist_exists
 from storage.checkpoints import add_checkpoint_answers
 from storage.contests import add_contest_answer
 from storage.database import immediate
-from storage.errors import Conflict
+from storage.errors import Conflict, NotFound
+from storage.evaluations import add_grading, add_item_answer, evaluation_of_job
 from storage.folder import DataFolder
 from storage.lifecycle import JobStatus
 from storage.records import Attempt, Job
@@ -30,12 +35,17 @@ from storage.settings import get_setting, put_setting
 # waiting would hardly ever get it from somebody who takes it again at once.
 BREATH = 0.005  # seconds
 
+Grades = dict[str, dict[str, Any]]
+
 _TRAININGS = frozenset(config.kind for config in TRAININGS)
 # What adds a row, and is told once: the worker skips what its run folder holds.
-_RESULTS = frozenset({"candidate", "judgement", "checklist", "adapter", "contest_answer"})
+_RESULTS = frozenset(
+    {"candidate", "judgement", "checklist", "adapter", "contest_answer", "item_answer", "grading"}
+)
 _CALL = ("state", "raw", "reason", "tokens_in", "tokens_out", "cost")
 _JUDGEMENT = (*_CALL, "scores", "points", "checklist_id", "key", "note")
 _CHECKLIST = (*_CALL, "model", "instructions", "items")
+_ITEM_ANSWER = ("number", "turn", "text", "finish", "tokens")
 _CONTEST_ANSWER = ("number", "turn", "column", "text", "finish", "prompt", "question")
 
 
@@ -64,13 +74,14 @@ def read_on(db: Database, folder: DataFolder, attempt_id: int) -> Iterator[Batch
         if batch.offset == attempt.event_offset:
             return
         kept = _keep_adapters(folder, run, batch.events)
+        grades = _read_grades(run, batch.events)
         with immediate(db):
             times = [event["time"] for event in batch.events if isinstance(event.get("time"), int | float)]
             store.advance(db, attempt, batch.offset, max(times, default=attempt.heard_at or 0.0))
             for event in batch.events:
                 if not attempt.advanced:
                     attempt = store.get_attempt(db, attempt_id)
-                apply(db, attempt, store.get_job(db, attempt.job_id), event, kept)
+                apply(db, attempt, store.get_job(db, attempt.job_id), event, kept, grades)
             for path, (sha256, _) in kept.items():
                 if not is_kept(folder, run.path / path, sha256):
                     raise Conflict(f"The files of {path} were deleted with another adapter's: they are kept anew.")
@@ -84,7 +95,12 @@ def furthest(job_id: int) -> str:
 
 
 def apply(
-    db: Database, attempt: Attempt, job: Job, event: Event, kept: dict[str, tuple[str, int]] | None = None
+    db: Database,
+    attempt: Attempt,
+    job: Job,
+    event: Event,
+    kept: dict[str, tuple[str, int]] | None = None,
+    grades: Grades | None = None,
 ) -> None:
     """What one event does to the database. Kinds that this version does not know are passed over.
 
@@ -92,7 +108,7 @@ def apply(
     """
     before = db.conn.total_changes
     further = not attempt.advanced and _tells_further(db, attempt, job, event)
-    _apply(db, attempt, job, event, kept)
+    _apply(db, attempt, job, event, kept, grades or {})
     if job.kind == "download" and event["kind"] == "progress":
         further = _has_fetched_more(db, job, event["done"])
     added = event["kind"] in _RESULTS and db.conn.total_changes > before
@@ -122,7 +138,12 @@ def _has_fetched_more(db: Database, job: Job, done: float) -> bool:
 
 
 def _apply(
-    db: Database, attempt: Attempt, job: Job, event: Event, kept: dict[str, tuple[str, int]] | None = None
+    db: Database,
+    attempt: Attempt,
+    job: Job,
+    event: Event,
+    kept: dict[str, tuple[str, int]] | None,
+    grades: Grades,
 ) -> None:
     match event["kind"]:
         case "started":
@@ -165,9 +186,35 @@ def _apply(
             add_checkpoint_answers(db, job.id, event["step"], event["answers"])
         case "contest_answer":
             add_contest_answer(db, job, **{name: event[name] for name in _CONTEST_ANSWER if name in event})
+        case "item_answer":
+            add_item_answer(db, job, **{name: event[name] for name in _ITEM_ANSWER})
+        case "grading":
+            _add_grading(db, job, event, grades.get(event["file"]))
         case "adapter":
             sha256, size = (kept or {})[event["path"]]
             add_adapter(db, job, event["name"], sha256, size, event["base_model"], event["method"])
+
+
+def _add_grading(db: Database, job: Job, event: Event, told: dict[str, Any] | None) -> None:
+    """Grades of a file of the run folder; without that file, or the evaluation, there is nothing to keep."""
+    if job.kind == "evaluate":
+        found = evaluation_of_job(db, job.id)
+        evaluation_id = None if found is None else found.id
+    else:
+        evaluation_id = job.config["evaluation"]
+    if told is None or evaluation_id is None:
+        return
+    replies = {name: (item, reply) for name, (item, reply) in told["replies"].items()}
+    with suppress(NotFound):
+        add_grading(
+            db,
+            evaluation_id,
+            event["grader"],
+            told["grades"],
+            job_id=job.id,
+            replies=replies,
+            cost=event.get("cost", 0.0),
+        )
 
 
 def _add_judgement(db: Database, job: Job, event: Event) -> None:
@@ -200,3 +247,15 @@ def _keep_adapters(folder: DataFolder, run: RunFolder, events: list[Event]) -> d
         for event in events
         if event["kind"] == "adapter"
     }
+
+
+def _read_grades(run: RunFolder, events: list[Event]) -> Grades:
+    """The grades that these events tell of, by their file; read before the transaction, too."""
+    found: Grades = {}
+    for event in events:
+        if event["kind"] == "grading":
+            with suppress(OSError, ValueError):
+                found[event["file"]] = json.loads(
+                    (run.path / Path(event["file"]).name).read_text(encoding="utf-8")
+                )
+    return found

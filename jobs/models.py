@@ -9,6 +9,8 @@ from storage.errors import UserError
 
 DEMO = "demo"
 DEMO_FOLDER = "demo-vlm"
+#: The language model that the demo VLM was made of, before it saw a picture: text benchmarks alone take it.
+DEMO_TEXT = "demo-text"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -18,9 +20,9 @@ def check_model(name: str) -> str:
     """The name if it can name a model; a folder's as an absolute path.
 
     Raises:
-        UserError: it is neither `demo`, nor a folder with a config.json, nor shaped like a hub name.
+        UserError: it is no demo model, no folder with a config.json, and not shaped like a hub name.
     """
-    if name == DEMO:
+    if name in (DEMO, DEMO_TEXT):
         return name
     try:
         folder = Path(name).expanduser()
@@ -48,7 +50,7 @@ def check_model(name: str) -> str:
 
 def is_hub_name(name: str) -> bool:
     """Whether the hub's cache, or the hub, is where this model is looked for."""
-    return name != DEMO and _HUB_NAME.fullmatch(name) is not None and not Path(name).is_dir()
+    return name not in (DEMO, DEMO_TEXT) and _HUB_NAME.fullmatch(name) is not None and not Path(name).is_dir()
 
 
 def is_commit(revision: str) -> bool:
@@ -70,7 +72,7 @@ def check_revision(revision: str) -> str:
 
 def location(name: str, models_dir: Path) -> Path | None:
     """The folder of the model, or None where the hub's cache decides."""
-    if name == DEMO:
-        return models_dir / DEMO_FOLDER
+    if name in (DEMO, DEMO_TEXT):
+        return models_dir / (DEMO_FOLDER if name == DEMO else DEMO_TEXT)
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None

@@ -11,7 +11,9 @@ from jobs.configs import (
     ChecklistConfig,
     ContestConfig,
     DownloadConfig,
+    EvaluateConfig,
     GenerateConfig,
+    GradeConfig,
     JobConfig,
     JudgeConfig,
     MergeConfig,
@@ -29,6 +31,7 @@ from jobs.judges.terms import read_terms
 from jobs.merged import method_of
 from jobs.outside import check_outside
 from jobs.packing_contest import pack_contest
+from jobs.packing_evaluation import pack_evaluation, pack_grading
 from jobs.packing_training import Freight, adapter_of, images_shown, pack_training, shown_in
 from jobs.push import check_push
 from jobs.rows import Row, checklist_row, generate_row, judge_row
@@ -78,6 +81,12 @@ def pack(db: Database, settings: Settings, config: JobConfig) -> Freight:
         case ContestConfig():
             ids = [] if config.prompts else _limited(select(db, config.samples), config.samples)
             return pack_contest(db, settings, config, ids)
+        case EvaluateConfig():
+            return pack_evaluation(db, settings, config)
+        case GradeConfig():
+            if config.judge != "rules":
+                check_call(settings, config)
+            return pack_grading(db, config)
     raise UserError(f"There is no way to freeze a job of kind {config.kind!r}.")
 
 
@@ -199,7 +208,7 @@ def pack_checklist(db: Database, settings: Settings, config: ChecklistConfig) ->
     return Freight([checklist_row(sample, images) for sample in samples], images)
 
 
-def check_call(settings: Settings, config: JudgeConfig | ChecklistConfig) -> None:
+def check_call(settings: Settings, config: JudgeConfig | ChecklistConfig | GradeConfig) -> None:
     """Raise UserError where the model has no price, or no key is set for its provider."""
     read_terms(settings.folder.judges).of(config.model)
     need_key(config.judge, settings)

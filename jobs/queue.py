@@ -12,11 +12,12 @@ from typing import Any
 from sqlite_utils import Database
 
 from jobs.as_trained import as_trained, asked_as
-from jobs.configs import ContestConfig, JobConfig, ModelConfig, TrainConfig, parse_config
+from jobs.configs import ContestConfig, EvaluateConfig, JobConfig, ModelConfig, TrainConfig, parse_config
 from jobs.hub import pinned
 from jobs.models import check_model
 from jobs.packing import pack
 from jobs.packing_contest import told_of
+from jobs.packing_evaluation import begin
 from jobs.packing_training import Freight
 from jobs.placement import ACCELERATE_FILE, AccelerateFile, check_accelerate, wanted
 from jobs.reporter import versions
@@ -84,7 +85,7 @@ def submit(
 
 
 def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freight | None = None) -> Prepared:
-    """Check a job's configuration and pack what it names; nothing is written, but the images of a contest's list.
+    """Check a job's configuration and pack what it names; nothing is written, but a list's images.
 
     Args:
         freight: of a job that differs in nothing that rows depend on; without it the job is packed.
@@ -99,7 +100,7 @@ def prepare(db: Database, settings: Settings, config: JobConfig, freight: Freigh
         device = check_device(config.device, settings)
         # A worker runs in another folder than the one who asks: a relative path means something there only.
         config = config.model_copy(update={"model": check_model(config.model)})
-    if isinstance(config, ContestConfig):
+    if isinstance(config, ContestConfig | EvaluateConfig):
         config = config.with_whole_paths()
     file = check_processes(config, settings) if isinstance(config, TrainConfig) else None
     config = as_trained(db, config)
@@ -155,6 +156,8 @@ def enqueue(
             job = store.begin_sweep(db, job.id)
         if isinstance(config, ContestConfig):
             create_contest(db, job, *told_of(config, len(freight.rows)))
+        if isinstance(config, EvaluateConfig):
+            begin(db, job, config, freight)
         # The folder is whole before the row can be seen: a supervisor never meets half a job.
         _freeze(db, settings, job, freight)
     return job

@@ -27,7 +27,9 @@ from jobs.configs import (
     ChecklistConfig,
     ContestConfig,
     DownloadConfig,
+    EvaluateConfig,
     GenerateConfig,
+    GradeConfig,
     JudgeConfig,
     MergeConfig,
     PushConfig,
@@ -88,6 +90,14 @@ def perform(run: RunFolder, job: JobFile, reporter: Reporter) -> None:
             from jobs.gpu.contest import contest
 
             contest(run, job, config, reporter)
+        case EvaluateConfig():
+            from jobs.gpu.evaluate import evaluate
+
+            evaluate(run, job, config, reporter)
+        case GradeConfig():
+            from jobs.grading import grade
+
+            grade(run, job, config, reporter)
         case ServeConfig():
             from jobs.gpu.serve import serve
 

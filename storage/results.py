@@ -9,6 +9,7 @@ from typing import Literal
 from sqlite_utils import Database
 
 from storage.contests import Contest, contest_of_job
+from storage.evaluations import Evaluation, evaluation_of_job
 from storage.records import Adapter, JudgementState
 from storage.rows import count, one, rows
 
@@ -42,7 +43,10 @@ class Calls:
 
 @dataclass(frozen=True)
 class JobResults:
-    """`scored`: candidates with scores by this job; a candidate counts once. `contest`: that it is for, if any."""
+    """`scored`: candidates with scores by this job; a candidate counts once.
+
+    `contest`, `evaluation`: that it is for, if any.
+    """
 
     candidates: int
     judgements: Calls
@@ -50,10 +54,11 @@ class JobResults:
     checklists: Calls
     adapters: tuple[Adapter, ...]
     contest: Contest | None = None
+    evaluation: Evaluation | None = None
 
 
 def results_of(db: Database, job_id: int) -> JobResults:
-    """The candidates, judgements, checklists, adapters and the contest that the job has made so far."""
+    """All that the job has made so far."""
     return JobResults(
         candidates=count(db, "SELECT count(*) FROM candidates WHERE job_id = ?", [job_id]),
         judgements=_calls(db, "judgements", job_id),
@@ -68,6 +73,7 @@ def results_of(db: Database, job_id: int) -> JobResults:
             Adapter(**row) for row in rows(db, "SELECT * FROM adapters WHERE job_id = ? ORDER BY id", [job_id])
         ),
         contest=contest_of_job(db, job_id),
+        evaluation=evaluation_of_job(db, job_id),
     )
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from jobs.benchmarks.registry import BENCHMARKS
 from jobs.configs import KINDS, PRESETS, CallConfig, parse_config
 from jobs.judges import rules
 from jobs.judges.keys import need_key
 from jobs.judges.terms import read_terms
 from jobs.merged import list_merged, read_merged
-from jobs.models import DEMO
+from jobs.models import DEMO, DEMO_TEXT
 from jobs.outside import outside_choices
 from jobs.rubric import list_rubrics
 from jobs.settings import Settings
@@ -27,6 +28,7 @@ from storage.adapters import list_adapters
 from storage.candidates import count_candidates
 from storage.datasets import list_datasets
 from storage.errors import UserError
+from storage.evaluations import list_evaluations
 from storage.finding import SampleFilter, count_samples, facets
 from storage.records import Job
 from storage.results import samples_without_result
@@ -34,7 +36,7 @@ from workbench import training_form
 from workbench.forms import Choice, Control, controls_of, flatten
 from workbench.training_form import TRAINED
 
-LAUNCHED = ("generate", "judge", "checklist", *TRAINED, "download")
+LAUNCHED = ("generate", "judge", "checklist", *TRAINED, "evaluate", "grade", "download")
 ESTIMATED = ("judge", "checklist")
 
 # The fields in front, in their order; all others stand under "Advanced".
@@ -61,6 +63,8 @@ MAIN: dict[str, tuple[str, ...]] = {
     ),
     "checklist": ("judge", "model", "items", "budget", "samples.limit", "samples.only_missing"),
     **{kind: tuple(path for path in training_form.MAIN if path in training_form.paths(kind)) for kind in TRAINED},
+    "evaluate": ("benchmark", "model", "adapter", "outside", "files", "images", "half", "limit", "batch_size"),
+    "grade": ("evaluation", "judge", "model", "budget"),
     "download": ("model", "revision"),
 }
 
@@ -84,6 +88,15 @@ DROPDOWNS: dict[str, dict[str, bool]] = {
     },
     "checklist": {"judge": False, "model": True, "samples.source": False, "samples.dataset": False},
     **dict.fromkeys(TRAINED, training_form.DROPDOWNS),
+    "evaluate": {
+        "benchmark": False,
+        "model": True,
+        "adapter": False,
+        "outside": True,
+        "half": False,
+        "device": False,
+    },
+    "grade": {"evaluation": False, "judge": False, "model": True},
     "download": {},
 }
 
@@ -93,6 +106,9 @@ ABOUT = {
     "checklist": "Have a model write what a good answer to each sample must meet. People edit the list beside the "
     "sample, and a judge “with checklists” answers each point before it scores.",
     **training_form.ABOUT,
+    "evaluate": "Let one model answer a benchmark. Rules grade what they can at the end; the table stands on "
+    '<a href="/evaluation">Evaluation</a>.',
+    "grade": "Grade an evaluation's answers with a judge, or again by rules. Nothing is generated anew.",
     "download": "Fetch a hub's model into the hub's cache on this machine, so that jobs find it there and need no "
     "network. One that was interrupted goes on in mid-file.",
 }
@@ -108,6 +124,12 @@ _JUDGES: dict[str, str] = {
     "openai": "OpenAI-compatible endpoint",
 }
 _MODES: tuple[Choice, ...] = (("all answers together", "together"), ("each answer alone", "alone"))
+
+_HALVES: tuple[Choice, ...] = (
+    ("all, for reporting", "all"),
+    ("the half for reporting", "reporting"),
+    ("the other half, for choosing settings", "selection"),
+)
 
 # Merged weights may be the base of others that are merged again.
 _MERGED_TIMES = 10
@@ -173,10 +195,32 @@ def offers(db: Database, settings: Settings) -> Offers:
                 }
                 for kind in TRAINED
             },
+            "evaluate": {
+                "benchmark": [(f"{one.title} ({one.skill})", one.name) for one in BENCHMARKS.values()],
+                "model": [*models, ("demo-text (language model alone)", DEMO_TEXT)],
+                "adapter": adapter_choices(db, DEMO),
+                "outside": outside_models(settings),
+                "half": list(_HALVES),
+                "device": devices,
+            },
+            "grade": {
+                "evaluation": _evaluations(db),
+                "judge": [("Rules", "rules"), *(choice for choice in asked["judge"] if choice[1] != rules.NAME)],
+                "model": asked["model"],
+            },
             "download": {},
         },
         hints=_hints(db) | {kind: told for kind in TRAINED if (told := training_form.hint(datasets, kind))},
     )
+
+
+def _evaluations(db: Database) -> list[Choice]:
+    """Those that have answers."""
+    return [
+        (f"#{one.id}: {one.label} on {one.benchmark}, {one.answers:,} answers", one.id)
+        for one in list_evaluations(db)
+        if one.answers
+    ]
 
 
 def judge_choices(settings: Settings) -> dict[str, list[Choice]]:
@@ -243,6 +287,8 @@ def _hints(db: Database) -> dict[str, str]:
         )
     if not count_candidates(db):
         hints["judge"] = "There are no candidates to score yet. Generate some first."
+    if not _evaluations(db):
+        hints["grade"] = "There are no answers to a benchmark yet. Evaluate a model first."
     return hints
 
 

@@ -129,6 +129,13 @@ def results(job: Job, found: JobResults, dataset: str | None) -> str:
         lines.append(_others(job, dataset))
     if found.contest is not None:
         lines.append(_contest_line(found.contest))
+    if job.kind == "evaluate" and found.evaluation is not None:
+        lines.append(
+            f"<b>{found.evaluation.answers:,}</b> answers to {found.evaluation.items:,} items: see them, and the "
+            f'table, on <a href="/evaluation?benchmark={found.evaluation.benchmark}">Evaluation</a>.'
+        )
+    if job.kind == "grade" and job.status is JobStatus.DONE:
+        lines.append('The grades stand in the table on <a href="/evaluation">Evaluation</a>.')
     if job.kind == "merge" and job.status is JobStatus.DONE:
         lines.append('The merged weights stand on <a href="/models">Models</a>; they can be a base model now.')
     if job.kind == "push":

@@ -19,6 +19,8 @@ KIND_NAMES = {
     "checklist": "Checklists",
     **training_form.NAMES,
     "contest": "Contest",
+    "evaluate": "Evaluate",
+    "grade": "Grade",
     "serve": "Chat model",
     "merge": "Merge",
     "push": "Push",
@@ -49,6 +51,15 @@ def summary(job: Job) -> str:
             return f"at most {config.get('items')} items a sample, by {config.get('model')}"
         case "contest":
             return _contest_summary(job)
+        case "evaluate":
+            who = config.get("outside") or model_name(config.get("model"))
+            adapter = f" with adapter #{config['adapter']}" if config.get("adapter") else ""
+            return f"{who}{adapter} on {config.get('benchmark')}"
+        case "grade":
+            judge = config.get("judge")
+            return (
+                f"evaluation #{config.get('evaluation')} by {judge if judge == 'rules' else config.get('model')}"
+            )
         case kind if kind in TRAINED:
             return _training_summary(job)
         case "merge":

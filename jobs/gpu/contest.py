@@ -17,8 +17,9 @@ from jobs.gpu.decoding import Sampling
 from jobs.gpu.devices import claim_device
 from jobs.gpu.loading import load_for
 from jobs.gpu.lora import attach, frozen_adapter, speaking
+from jobs.gpu.outside_talks import OUTSIDE_AT_ONCE, converse
 from jobs.gpu.prompts import Messages, chunks
-from jobs.gpu.talks import Asker, Said, Talk, left_out
+from jobs.gpu.talks import Asker, Said, Talk
 from jobs.merged import method_of
 from jobs.places import models_folder
 from jobs.reporter import Reporter, Stopped
@@ -26,9 +27,6 @@ from jobs.rows import with_addresses
 from jobs.runs import JobFile, RunFolder
 from storage.errors import PlumbError, UserError
 from storage.speakers import Speaker
-
-#: Requests to endpoints at once: a server that batches has work, one that doesn't is not swamped.
-OUTSIDE_AT_ONCE = 8
 
 Written = dict[tuple[int, int], list[Said]]  # by prompt and column: the answers, in the order of the questions
 
@@ -232,30 +230,11 @@ class _Outside:
         self._work.reporter.check_stop()
 
     def _converse(self, column: int, talk: Talk) -> Talk:
-        from jobs.outside import ask, with_images
-
-        config, speaker = self._work.config, self._speakers[column]
-        while talk.open:
-            self._check()
-            try:
-                found = ask(
-                    self._settings,
-                    speaker,
-                    with_images(self._work.run, talk.asked()),
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    seed=config.seed,
-                    max_tokens=config.max_new_tokens,
-                    check=self._check,
-                )
-            except UserError as error:  # it says nothing about other prompts
-                talk.failed = True
-                self._work.reporter.note(left_out(talk, speaker.spelling, str(error)))
-                continue
-            said = Said(found.text, found.finish, found.tokens)
-            self._work.tell(column, talk, said)
-            talk.answers.append(said)
-        return talk
+        config = self._work.config
+        sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens, config.seed)
+        tell = functools.partial(self._work.tell, column)
+        speaker, note = self._speakers[column], self._work.reporter.note
+        return converse(self._settings, self._work.run, speaker, talk, sampling, tell, self._check, note)
 
 
 class _Speakers:

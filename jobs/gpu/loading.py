@@ -18,8 +18,9 @@ from jobs.download import fetch
 from jobs.gpu.devices import check_dtype
 from jobs.gpu.processors import read_processor
 from jobs.gpu.profiles import UNCHANGED, Profile, apply_profile, profile_for
+from jobs.gpu.text_models import ensure_demo_text, is_text_model, read_tokenizer
 from jobs.hub import lacking_weights, offline, snapshot
-from jobs.models import DEMO, check_model, location
+from jobs.models import DEMO, DEMO_TEXT, check_model, location
 from jobs.reporter import Reporter
 from storage.errors import PlumbError, UserError
 
@@ -57,7 +58,9 @@ class Loaded:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_for(config: ModelConfig, device: torch.device, models_dir: Path, reporter: Reporter) -> Loaded:
+def load_for(
+    config: ModelConfig, device: torch.device, models_dir: Path, reporter: Reporter, *, text_alone: bool = False
+) -> Loaded:
     """The base model that a job's configuration asks for, as `load` does."""
     return load(
         config.model,
@@ -70,6 +73,7 @@ def load_for(config: ModelConfig, device: torch.device, models_dir: Path, report
         image_fit=config.image_fit,
         system_prompt=config.system_prompt,
         revision=config.revision,
+        text_alone=text_alone,
     )
 
 
@@ -85,6 +89,7 @@ def load(
     image_fit: str = "auto",
     system_prompt: str = "auto",
     revision: str = "",
+    text_alone: bool = False,
 ) -> Loaded:
     """Load a base model; first the demo VLM is assembled, a hub's model downloaded, where it isn't there yet.
 
@@ -92,6 +97,7 @@ def load(
         dtype: "auto" takes what the weights were saved in.
         models_dir: where the demo VLM is kept.
         attention, quantization, image_fit, system_prompt, revision: as `ModelConfig` has them.
+        text_alone: a language model that sees nothing is taken, too.
 
     Raises:
         UserError: the name leads nowhere, the folder holds no image-text-to-text model or not all of it, its
@@ -106,20 +112,28 @@ def load(
     if name == DEMO:
         assert folder is not None
         _assemble_demo(folder, reporter)
+    if name == DEMO_TEXT and text_alone:
+        assert folder is not None
+        reporter.phase("unpacking the demo's language model (once)")
+        ensure_demo_text(folder)
     source, commit = (
         (str(folder), None) if folder is not None else (name, _on_this_machine(name, revision, reporter))
     )
     reporter.phase("loading the model")
     config = _read_config(name, source, folder is not None, commit)
-    _check_kind(name, config)
+    sees = not (text_alone and is_text_model(config))
+    if sees:
+        _check_kind(name, config)
     if folder is not None:
         refuse_pickles(name, folder, "model")
         refuse_halves(name, folder)
     settings = {"attn_implementation": attention, **quantized(quantization, wanted, device)}
-    model, processor = _read_model(name, source, wanted, {"revision": commit, **settings})
-    _check_processor(name, processor)
-    profile = profile_for(name, config, processor, image_fit, system_prompt)
-    apply_profile(profile, processor)
+    model, processor = _read_model(name, source, wanted, {"revision": commit, **settings}, sees)
+    profile = UNCHANGED
+    if sees:
+        _check_processor(name, processor)
+        profile = profile_for(name, config, processor, image_fit, system_prompt)
+        apply_profile(profile, processor)
     if quantization == "none":  # weights in 4 bits are on their device already, and can't be moved
         model.to(device)
     commit = commit or getattr(model.config, "_commit_hash", None)
@@ -273,19 +287,25 @@ def refuse_halves(name: str, folder: Path) -> None:
         )
 
 
-def _read_model(name: str, source: str, dtype: torch.dtype | str, settings: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText
+def _read_model(
+    name: str, source: str, dtype: torch.dtype | str, settings: dict[str, Any], sees: bool
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     arguments = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, **settings}
     try:
         try:
-            model = AutoModelForImageTextToText.from_pretrained(source, **arguments)
+            model = kind.from_pretrained(source, **arguments)
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error) or settings["attn_implementation"] != "sdpa":
                 raise
             arguments["attn_implementation"] = "eager"
-            model = AutoModelForImageTextToText.from_pretrained(source, **arguments)
-        processor = read_processor(source, model.config, settings["revision"])
+            model = kind.from_pretrained(source, **arguments)
+        revision = settings["revision"]
+        processor = (
+            read_processor(source, model.config, revision) if sees else read_tokenizer(name, source, revision)
+        )
     except (OSError, ValueError, KeyError) as error:
         if "safetensors" in str(error):
             raise UserError(

@@ -126,6 +126,14 @@ class Asker:
         read = self._read(key, "all", row, prompt, lambda text: parse_checklist(text, config.items), replies)
         return base | _outcome(read, replies) | {"items": read.value or []}
 
+    def reply(self, row: Fields) -> Fields:
+        """The fields of an `item_reply` event: a judge's words on one answer to a benchmark; raises as `judge`."""
+        prompt = Prompt(row["system"], (row["prompt"],))
+        replies: list[Kept] = []
+        read = self._read(f"item:{row['request']}", "all", row, prompt, str, replies)
+        told = {name: row[name] for name in ("sample_id", "request", "item")}
+        return told | {"reply": read.value or "", "state": read.state, "reason": read.reason}
+
     def _pictures(self, row: Fields) -> tuple[dict[str, Picture], str]:
         """The row's pictures by name, as they are sent, and what the reader should know of them."""
         pictures, notes = {}, []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.configs import ChecklistConfig, JudgeConfig
+from jobs.configs import ChecklistConfig, GradeConfig, JudgeConfig
 from jobs.judges.caller import Caller
 from jobs.judges.calls import CallOptions
 from jobs.judges.clients.make import make_client
@@ -17,7 +17,7 @@ from jobs.settings import Settings
 
 @contextmanager
 def connected(
-    config: JudgeConfig | ChecklistConfig,
+    config: JudgeConfig | ChecklistConfig | GradeConfig,
     settings: Settings,
     ledger: Ledger,
     folder: Path,
@@ -39,7 +39,7 @@ def connected(
     Raises:
         CallError: no key is set.
     """
-    assert config.judge != "easy-vqa-rules"  # it asks nobody
+    assert config.judge in ("gemini", "openai")  # rules ask nobody
     client = make_client(config.judge, settings, threads=threads)
     try:
         yield Caller(

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
-from jobs.configs import ChecklistConfig, JudgeConfig
+from jobs.configs import ChecklistConfig, GradeConfig, JudgeConfig
 from jobs.event_file import read_events
 from jobs.judges.asking import Asker, Kept, as_event, kept_of
 from jobs.judges.connect import connected
@@ -50,6 +50,12 @@ def write_checklists(run: RunFolder, job: JobFile, config: ChecklistConfig, repo
     _Pool(run, job, config, reporter, how).work("checklist", lambda asker, row: asker.write_checklist(row, config))
 
 
+def ask_about_items(run: RunFolder, job: JobFile, config: GradeConfig, reporter: Reporter) -> None:
+    """Put every request of the run folder that has no `item_reply` yet to a judge; raises as `judge_remotely`."""
+    how = f"grading with {config.model}"
+    _Pool(run, job, config, reporter, how, "requests").work("item_reply", lambda asker, row: asker.reply(row))
+
+
 class _Pool:
     """Rows in, events out, with what it costs told along the way."""
 
@@ -57,11 +63,13 @@ class _Pool:
         self,
         run: RunFolder,
         job: JobFile,
-        config: JudgeConfig | ChecklistConfig,
+        config: JudgeConfig | ChecklistConfig | GradeConfig,
         reporter: Reporter,
         how: str,
+        unit: str = "samples",
     ) -> None:
         self._run, self._config, self._reporter, self._how = run, config, reporter, how
+        self._unit = unit
         self._folder = judges_folder(run, job)
         self._ledger = Ledger(self._folder)
         # A database that was begun anew counts its jobs from 1 again: the moment makes the account its own.
@@ -72,7 +80,7 @@ class _Pool:
         self._lock = threading.Lock()
         self._asked: deque[float] = deque()
         self._tokens = [0, 0]
-        self._done = self._total = 0  # samples
+        self._done = self._total = 0  # rows
         self._told = 0.0
         self._last: tuple[object, ...] = ()
         self._said = ""  # what is waited for
@@ -107,8 +115,8 @@ class _Pool:
             self._progress(always=True)
         if isinstance(ended, BudgetSpent):
             raise Stopped(
-                f"{ended} {self._done:,} of {self._total:,} samples are done and stay so: “Use these settings "
-                "again” with a larger budget goes on with the rest."
+                f"{ended} {self._done:,} of {self._total:,} {self._unit} are done and stay so: “Use these "
+                "settings again” with a larger budget goes on with the rest."
             )
         if ended is not None:
             raise ended
@@ -197,7 +205,7 @@ class _Pool:
         if news == self._last:  # a job that waits for days says nothing new every second
             return
         self._last = news
-        self._reporter.progress(self._done, self._total, "samples")
+        self._reporter.progress(self._done, self._total, self._unit)
         self._reporter.metric(
             self._done,
             {

@@ -220,10 +220,10 @@ def _wire(
     for kind in launcher.estimators:
         _wire_estimate(context, kind, launcher)
     wire_training(context, launcher.training, [seen, limit], shown, turn_to)
-    generate = launcher.forms["generate"]
-    generate.component("model").input(
-        _adapters(context, generate), [generate.component("model")], [generate.component("adapter")], **QUIET
-    )
+    for kind in ("generate", "evaluate"):
+        form = launcher.forms[kind]
+        model, adapter = form.component("model"), form.component("adapter")
+        model.input(_adapters(context, form), [model], [adapter], **QUIET)
 
 
 def _filled(
