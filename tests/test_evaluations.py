@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from factories import USER, World
 from storage import evaluations as store
 from storage.errors import NotFound, UserError
 from storage.records import Job
-from tests.factories import USER, World
 
 
 def item(name: str, **fields: Any) -> dict[str, Any]:

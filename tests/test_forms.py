@@ -106,6 +106,7 @@ def test_the_defaults_of_every_kind_survive_the_form(kind: str) -> None:
     found = controls_of(KINDS[kind])
     lacking: dict[str, dict[str, Any]] = {
         "download": {"model": "owner/model"},
+        "grade": {"evaluation": 1},
         "merge": {"adapter": 3},
         "contest": {"columns": ("base", "3")},
         "push": {"adapter": 3, "repository": "ada/colours"},
