@@ -1,6 +1,6 @@
 """What a benchmark is to those that run it: items to ask, a way to grade the answers, measures over the grades.
 
-The modules of this package hold each benchmark's own rules; `registry.BENCHMARKS` names them all in this one shape.
+The modules of this package hold each benchmark's own rules; `registry.BENCHMARKS` names all in this one shape.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """POPE's probe on easy-VQA's test pictures: is there a shape, or a colour, that is not there?
 
 Each picture's own labels are read off its questions and answers. For each label that is known there are two
-items: one asks for it (yes), one for another of its kind (no), so that half of the answers are yes; the absent ones
-come up equally often. POPE's random, popular and adversarial sets differ by which objects occur together; with one
-shape a picture there is nothing of that kind, so there is one set alone. The wording is easy-VQA's own, which the
-demo knows; the grading is POPE's (Li et al. 2023, arXiv 2305.10355).
+items: one asks for it (yes), one for another of its kind (no), so that half of the answers are yes; the absent
+ones come up equally often. POPE's random, popular and adversarial sets differ by which objects occur together;
+with one shape a picture there is nothing of that kind, so there is one set alone. The wording is easy-VQA's own,
+which the demo knows; the grading is POPE's (Li et al. 2023, arXiv 2305.10355).
 """
 
 from __future__ import annotations

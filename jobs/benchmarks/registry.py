@@ -6,6 +6,7 @@ from jobs.benchmarks import (
     alpaca_items,
     easy_pope,
     easy_vqa,
+    ifeval,
     llava_items,
     mm_vet_items,
     mmbench_items,
@@ -28,5 +29,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         llava_items,
         mt_items,
         alpaca_items,
+        ifeval,
     )
 }
