@@ -351,3 +351,50 @@ def replies_of(db: Database, grading_id: int) -> dict[str, tuple[str, str]]:
     """What a judge said: (item's id, its words) by the request's name."""
     found = rows(db, "SELECT request, item, reply FROM grade_replies WHERE grading_id = ?", [grading_id])
     return {row["request"]: (row["item"], row["reply"]) for row in found}
+
+
+def fingerprints(db: Database) -> dict[int, str]:
+    """Of all item sets, by id."""
+    return {row["id"]: row["fingerprint"] for row in rows(db, "SELECT id, fingerprint FROM item_sets")}
+
+
+def hidden_evaluations(db: Database) -> list[Evaluation]:
+    """Those that were taken out of the table, the newest first."""
+    sql = _EVALUATIONS.replace("e.deleted_at IS NULL", "e.deleted_at IS NOT NULL")
+    return [Evaluation(**with_json(row, "settings")) for row in rows(db, f"{sql} ORDER BY e.id DESC")]
+
+
+def answers_to(
+    db: Database, evaluation_ids: Sequence[int], names: Sequence[str]
+) -> dict[int, dict[str, list[ItemAnswer]]]:
+    """What these evaluations answered to the items of these names: by evaluation, then by name, in their order.
+
+    An evaluation whose items do not hold such a name is missing; one that has not answered it has an empty list.
+    """
+    found = rows(
+        db,
+        """SELECT e.id AS evaluation_id, i.name, i.number, a.turn, a.text, a.finish, a.tokens
+           FROM evaluations e JOIN items i ON i.set_id = e.set_id
+           LEFT JOIN item_answers a ON a.evaluation_id = e.id AND a.number = i.number
+           WHERE e.id IN (SELECT value FROM json_each(?)) AND i.name IN (SELECT value FROM json_each(?))
+           ORDER BY e.id, i.number, a.turn""",
+        [json.dumps(list(evaluation_ids)), json.dumps(list(names))],
+    )
+    told: dict[int, dict[str, list[ItemAnswer]]] = {}
+    for row in found:
+        evaluation_id, name = row.pop("evaluation_id"), row.pop("name")
+        answers = told.setdefault(evaluation_id, {}).setdefault(name, [])
+        if row["text"] is not None:
+            answers.append(ItemAnswer(**row))
+    return told
+
+
+def replies_to(db: Database, grading_id: int, items: Sequence[str]) -> dict[str, str]:
+    """What a judge said about these items, by the request's name."""
+    found = rows(
+        db,
+        "SELECT request, reply FROM grade_replies"
+        " WHERE grading_id = ? AND item IN (SELECT value FROM json_each(?)) ORDER BY request",
+        [grading_id, json.dumps(list(items))],
+    )
+    return {row["request"]: row["reply"] for row in found}
