@@ -97,6 +97,11 @@ def read_annotations(path: Path, model: str = "") -> tuple[list[Graded], Lengths
     return found, Lengths(mean(one for one, _ in lengths), mean(other for _, other in lengths))
 
 
+def model_of(path: Path) -> str:
+    """The generator whose wins a file of annotations counts. Raises BadFile."""
+    return str(read_lines(path)[0].get("generator_2") or path.stem)
+
+
 def _preference(value: Any) -> float | None:
     """From 1 to 2; None where the annotator gave none. Early versions wrote 0 for a draw."""
     if value is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -12,6 +12,7 @@ from jobs.benchmarks import (
     mmbench_items,
     mt_items,
     pope_items,
+    text_tasks,
 )
 from jobs.benchmarks.contract import Benchmark
 from jobs.benchmarks.measures import half_of
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     for module in (
         easy_vqa,
         easy_pope,
+        text_tasks,
         pope_items,
         mmbench_items,
         mm_vet_items,
