@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt requirements-demo.txt requirements-dev.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: run setup test check lint fast slow screenshots clean
+.PHONY: run setup test check lint fast slow paper screenshots clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -39,6 +39,10 @@ check: lint fast
 
 test: lint
 	$(PYTEST)
+
+# The paper in miniature; ARGS="--size full --ifeval FILE" for more of it.
+paper: $(STAMP)
+	$(PY) -m jobs paper $(ARGS)
 
 screenshots: $(STAMP)
 	$(PY) docs/screenshots.py
