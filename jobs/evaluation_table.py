@@ -21,6 +21,8 @@ from storage.evaluations import Evaluation, Grading
 MARKS = "†‡§¶#"
 #: A measure that is always shown beside the headline: what easy-VQA's questions give away without their picture.
 BESIDE = {"easy-vqa": "shuffled"}
+#: A resample of fewer items knows nothing of chance: that of a single one is always the same.
+LEAST_PAIRED = 10
 #: Settings that make two figures of one benchmark two different things.
 TOLD = ("half", "limit", "max_new_tokens", "seed", "attributes")
 
@@ -52,8 +54,10 @@ class Cell:
 
     @property
     def sign(self) -> int:
-        """1 or −1 where the interval of the change lies above or below 0, else 0."""
+        """1 or −1 where the interval of the change lies above or below 0, else 0; 0 where too few items make it."""
         if self.change is None or self.change.low is None or self.change.high is None:
+            return 0
+        if self.change.items < LEAST_PAIRED:
             return 0
         return 1 if self.change.low > 0 else -1 if self.change.high < 0 else 0
 

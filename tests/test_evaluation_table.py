@@ -79,6 +79,13 @@ def test_a_change_that_is_everywhere_the_same_is_marked_and_a_mere_chance_is_not
     assert same.sign == 0
 
 
+def test_too_few_items_tell_nothing(world: World) -> None:
+    evaluated(world, "demo", [0] * 9)
+    evaluated(world, "up (adapter 1)", [1] * 9, adapter=1)
+    up = cell(table(world), "up (adapter 1)")
+    assert (change_of(up).low, up.sign) == (100.0, 0)
+
+
 def test_selection_never_stands_in_the_reporting_table(world: World) -> None:
     evaluated(world, "demo", [1, 1], purpose="selection")
     evaluated(world, "demo", [0, 1])
