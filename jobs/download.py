@@ -278,7 +278,7 @@ class _Fetch:
             try:
                 self._read(file, partial, have or 0)
             except Exception as error:
-                if not _passing(error) or tries >= TRIES:
+                if not passing(error) or tries >= TRIES:
                     raise
                 self._pause(WAIT_SECONDS * 2**tries)
         if have > file.size:
@@ -379,7 +379,7 @@ def _begins_at(headers: Any, place: int) -> bool:
     return found is not None and int(found[1]) == place
 
 
-def _passing(error: Exception) -> bool:
+def passing(error: Exception) -> bool:
     """Whether a request may succeed when it is made again: the line broke, or the server is busy."""
     names = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)

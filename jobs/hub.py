@@ -314,22 +314,31 @@ def branches(name: str) -> dict[str, str]:
 
 
 @contextmanager
-def clear_errors(name: str, revision: str) -> Iterator[None]:
+def clear_errors(name: str, revision: str, what: str = "model") -> Iterator[None]:
     """Within it, errors of the hub and its library become ours, with a remedy and without the token."""
     try:
         yield
     except PlumbError:
         raise
     except Exception as error:
-        found = explained(error, name, revision)
+        found = explained(error, name, revision, what)
         if found is None:
             raise
         # No cause: it would be printed, and libraries' errors may quote requests.
         raise found from None
 
 
-def explained(error: Exception, name: str, revision: str) -> PlumbError | None:
-    """An error of the hub's library as one of ours; None for what has nothing to do with a hub."""
+def explained(error: Exception, name: str, revision: str, what: str = "model") -> PlumbError | None:
+    """An error of the hub's library as one of ours; None for what has nothing to do with a hub.
+
+    Args:
+        what: is asked for: a model, or a data set.
+    """
+    instead = (
+        "copy the model's folder to this machine and give its path as the base model"
+        if what == "model"
+        else "upload the files instead"
+    )
     chain: list[BaseException] = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
@@ -343,24 +352,24 @@ def explained(error: Exception, name: str, revision: str) -> PlumbError | None:
     given = bool(os.environ.get(TOKEN, "").strip())
     if "GatedRepoError" in names:
         return UserError(
-            f"The model {name!r} is gated ({status}): its owner wants each reader to agree to terms. Agree on the "
-            f"model's page of the hub, then set {TOKEN} in the environment to a token of the same account and "
+            f"The {what} {name!r} is gated ({status}): its owner wants each reader to agree to terms. Agree on the "
+            f"{what}'s page of the hub, then set {TOKEN} in the environment to a token of the same account and "
             "start Plumb again."
         )
     if "RevisionNotFoundError" in names:
         return UserError(
-            f"revision = {revision!r}: the hub's model {name!r} has no such commit, branch or tag. Check the "
+            f"revision = {revision!r}: the hub's {what} {name!r} has no such commit, branch or tag. Check the "
             "spelling, or leave it empty for main."
         )
     if status in (401, 403) and given:
         return UserError(
             f"The hub refuses {name!r} to the token in {TOKEN} ({status}). Check the spelling, and that the token "
-            "is valid and may read this model."
+            f"is valid and may read this {what}."
         )
     if status in (401, 403, 404) or "RepositoryNotFoundError" in names:
         return UserError(
-            f"The hub has no model {name!r}, or hides it ({status}). Check the spelling; for a private or gated "
-            f"model set {TOKEN} in the environment and start Plumb again."
+            f"The hub has no {what} {name!r}, or hides it ({status}). Check the spelling; for a private or gated "
+            f"{what} set {TOKEN} in the environment and start Plumb again."
         )
     if status == 429:
         return Unreachable("The hub asks for patience (429): too many requests. Try again in a while.")
@@ -368,8 +377,8 @@ def explained(error: Exception, name: str, revision: str) -> PlumbError | None:
         return Unreachable(f"The hub answered {status} about {name!r}. Try again later.")
     if names & {"TransportError", "ConnectionError", "TimeoutError"}:
         return Unreachable(
-            f"The hub cannot be reached about {name!r}. Check the network, and {ENDPOINT} if it is set; or copy "
-            "the model's folder to this machine and give its path as the base model."
+            f"The hub cannot be reached about {name!r}. Check the network, and {ENDPOINT} if it is set; or "
+            f"{instead}."
         )
     full = next((found for found in chain if isinstance(found, OSError) and found.errno), None)
     if full is not None and full.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -16,9 +16,11 @@ from storage.errors import NotFound, UserError
 from storage.folder import DataFolder
 from storage.records import Image, now
 from storage.rows import marks, one, rows
+from storage.units import in_words
 
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 64_000_000  #: of a file
 THUMBNAIL = 256  # pixels, the longer side
 
 
@@ -63,12 +65,24 @@ def ensure_image_file(db: Database, folder: DataFolder, path: Path) -> Image:
         UserError: the file is missing or cannot be read, or its content is refused.
     """
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:  # before it is read: uploads may be zips of gigabytes
+            raise UserError(f"The image {path.name} has {in_words(size)}; the limit is {in_words(MAX_BYTES)}.")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"The image {path.name} is missing: there is no file {path}.") from None
     except OSError as error:
         raise UserError(f"The image {path.name} cannot be read ({error.strerror}).") from error
     return ensure_image(db, folder, data, path.name)
+
+
+def small_picture(data: bytes, name: str = "image") -> bytes:
+    """A thumbnail (WebP) of an image that is not stored.
+
+    Raises:
+        UserError: as `ensure_image`.
+    """
+    _inspect(data, name, "")
+    return _thumbnail(data)
 
 
 def find_image(db: Database, sha256: str) -> Image | None:

@@ -60,4 +60,5 @@ better and a worse one, train on them, and chat with the model before and after.
 <li><b>Scores</b> five metrics, 0 to 4</li><li><b>Pairs</b> chosen over rejected</li>
 <li><b>Training</b> DPO with LoRA</li><li><b>Chat</b> base and aligned, side by side</li></ol>
 <p>There are no samples yet. The demo brings easy-VQA: small pictures of coloured shapes, with questions and the
-right answers. It needs no network, no GPU and no key.</p></div>"""
+right answers. It needs no network, no GPU and no key.
+Rows and images of your own are brought on the page <a href="/data">Data</a>.</p></div>"""

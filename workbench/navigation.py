@@ -12,10 +12,11 @@ from storage.jobs import count_open
 from storage.pairs import count_pairs
 
 PageName = Literal[
-    "samples", "judges", "agreement", "pairs", "jobs", "models", "chat", "contests", "machine", "people"
+    "samples", "data", "judges", "agreement", "pairs", "jobs", "models", "chat", "contests", "machine", "people"
 ]
 PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("samples", "Samples", "/"),
+    ("data", "Data", "/data"),
     ("judges", "Judges", "/judges"),
     ("agreement", "Agreement", "/agreement"),
     ("pairs", "Pairs", "/pairs"),

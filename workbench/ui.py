@@ -33,12 +33,14 @@ from workbench import (
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import agreement, chat, contests, jobs, judges, machine, models, pairs, people, samples
+from workbench.pages import agreement, chat, contests, data, jobs, judges, machine, models, pairs, people, samples
 
 STATIC = Path(__file__).parent / "static"
+LARGEST_UPLOAD = "2gb"  # a zip with images, on the Data page; what reads pictures has a limit of its own
 STATIC_PATH = "/plumb-static"  # Gradio has a /static of its own
 BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "samples": samples.build,
+    "data": data.build,
     "judges": judges.build,
     "agreement": agreement.build,
     "pairs": pairs.build,
@@ -70,7 +72,7 @@ def build_ui(context: Context, doorkeeper: door.Door | None = None) -> FastAPI:
             pwa=False,
             mcp_server=False,
             enable_monitoring=False,
-            max_file_size="64mb",
+            max_file_size=LARGEST_UPLOAD,
             theme=_theme(),
             head=_head(context),
         )

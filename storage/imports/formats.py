@@ -66,7 +66,7 @@ def vqa_rad(row: Row, folder: Path) -> list[Incoming]:
         raise Broken("it has no answer")
     image = row["image"] if row.get("image") is not None else text_at(row, "image_name")
     content = asked(text_at(row, "question"), pictures_of(image, folder))
-    return [Incoming(_id(row), (IncomingTurn("user", content),), reference=str(answer).strip())]
+    return [Incoming(_id(row), (IncomingTurn("user", content),), str(answer).strip(), _split(row))]
 
 
 def jsonl(row: Row, folder: Path) -> list[Incoming]:

@@ -20,7 +20,7 @@ LONGEST_LINE = 64_000_000  #: bytes of a row of JSON lines
 _AT_ONCE = 256  # rows of a table that are read together
 
 # What `datasets` writes beside the rows.
-_ABOUT = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+ABOUT = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 # Files of a folder whose names tell their rows' split, as hubs' data sets do: data/train-00000-of-00003.parquet.
 _SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev)(?:set)?(?=$|[-_.])", re.IGNORECASE)
 _SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -65,7 +65,7 @@ def row_files(path: Path) -> list[Path]:
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _READERS and file.is_file())
     # What `datasets` wrote or cached beside the data is no part of it.
-    found = [file for file in found if not file.name.startswith("cache-") and file.name not in _ABOUT]
+    found = [file for file in found if not file.name.startswith("cache-") and file.name not in ABOUT]
     tables = [file for file in found if file.suffix.lower() != ".json"]
     if not found:
         raise UserError(
