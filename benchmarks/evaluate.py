@@ -2,8 +2,8 @@
 
     python benchmarks/evaluate.py [--items 200] [--batch 32] [--benchmark easy-vqa]
 
-Both sides run the code of the `evaluate` job with the demo VLM in float32, in one process, one after the other; the
-model is loaded before. Greedy answers must be equal. Prints one JSON line last.
+Both sides run the code of the `evaluate` job with the demo VLM in float32, in one process, one after the other;
+the model is loaded before. Greedy answers must be equal. Prints one JSON line last.
 """
 
 from __future__ import annotations

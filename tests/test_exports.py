@@ -195,6 +195,36 @@ def test_llava_has_a_mark_an_image_and_steerlm_a_row_an_answer(
     assert set(lines[0]["attributes"]) == set(METRICS)
 
 
+def test_oumis_lines_hold_texts_and_the_names_of_images(exported: tuple[World, Path], tmp_path: Path) -> None:
+    world, _ = exported
+    export_dataset(world.db, world.folder, "shapes", "oumi", tmp_path / "oumi")
+    lines = [
+        json.loads(line)
+        for file in (tmp_path / "oumi").glob("*.jsonl")
+        for line in file.read_text("utf-8").split("\n")
+        if line
+    ]
+    assert len(lines) == 5
+    shown = next(line for line in lines if line["chosen"].startswith("why?"))
+    assert [turn["content"] for turn in shown["prompt"]] == ["Before?", "Yes.", "why?"]
+    assert len(shown["images"]) == 2
+    assert all((tmp_path / "oumi" / name).is_file() for line in lines for name in line["images"])
+    assert shown["rejected"] == "no 2"
+    assert all(line.keys() == {"prompt", "images", "chosen", "rejected"} for line in lines)
+
+
+def test_a_lone_question_is_a_text_for_oumi(tmp_path: Path) -> None:
+    world = open_world(tmp_path / "one")
+    for number in range(3):
+        better, worse = world.candidates(world.sample(number), ["a circle", "a square"])
+        choose_by_hand(world.db, USER, better.id, worse.id)
+    freeze(world.db, USER, "shapes", heldout_percent=34)
+    export_dataset(world.db, world.folder, "shapes", "oumi", tmp_path / "oumi")
+    line = json.loads((tmp_path / "oumi" / "train.jsonl").read_text().splitlines()[0])
+    assert line["prompt"] == "what shape is in the image?"
+    world.db.close()
+
+
 @pytest.mark.slow
 def test_trls_form_is_loaded_by_datasets(exported: tuple[World, Path], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")

@@ -4,6 +4,7 @@ jsonl    Plumb's own and whole form: rows.jsonl and images/; `storage.exports.re
 trl      TRL's vision preference format: parquet, images inside; loads with `datasets`
 llava    LLaVA conversations: the chosen answers, images as <image>
 steerlm  one row a scored answer, with its five values and their attribute string
+oumi     vision-DPO lines as Oumi's VisionLanguageDpoDataset takes them (oumi-ai/oumi, core/datasets)
 """
 
 from __future__ import annotations
@@ -229,6 +230,37 @@ def _steerlm(work: _Work) -> list[str]:
     return names
 
 
+def _oumi(work: _Work) -> list[str]:
+    names = []
+    for split in SPLITS:
+        rows = work.rows("pair", split)
+        if not rows:
+            continue
+
+        def lines(rows: list[DatasetRow] = rows) -> Iterator[Row]:
+            for one in work.told(rows):
+                turns = [{"role": turn["role"], "content": _words(turn)} for turn in one.row["messages"]]
+                yield {
+                    # Of a lone question Oumi makes a turn itself. It shows all images after the texts, whatever
+                    # stood where: marks of its own would be taken for words.
+                    "prompt": turns[0]["content"] if len(turns) == 1 else turns,
+                    "images": [work.copied(sha256) for sha256 in images_of(one.row["messages"])],
+                    "chosen": one.row["chosen"],
+                    "rejected": one.row["rejected"],
+                }
+
+        name = f"{split}.jsonl"
+        _write_lines(work.target / name, lines())
+        names.append(name)
+    return names
+
+
+def _words(turn: Message) -> str:
+    """A turn's texts, one below the other."""
+    content = turn["content"]
+    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
+
+
 def _parts_of(text: str) -> list[Row]:
     return [{"type": "text", "text": text}]
 
@@ -239,4 +271,5 @@ FORMATS: dict[str, Callable[[_Work], list[str]]] = {
     "trl": _trl,
     "llava": _llava,
     "steerlm": _steerlm,
+    "oumi": _oumi,
 }
