@@ -96,12 +96,21 @@ def read_judgments(path: Path, categories: Mapping[str, str] | None = None) -> d
     found: dict[str, list[Graded]] = {}
     seen: set[tuple[str, str, int]] = set()
     for row in read_lines(path, "question_id", "model", "turn", "score"):
-        model, name, turn = str(row["model"]), str(row["question_id"]), int(row["turn"])
+        model, name, turn = str(row["model"]), str(row["question_id"]), row["turn"]
+        if turn not in (1, 2) or not _is_number(row["score"]):
+            raise BadFile(
+                f"{path}: question {name} of {model} has turn {turn!r:.20} and score {row['score']!r:.20}, "
+                "which must be 1 or 2, and a number. Is this FastChat's gpt-4_single.jsonl?"
+            )
         if (model, name, turn) in seen:
             raise BadFile(f"{path}: turn {turn} of question {name} is judged twice for {model}.")
         seen.add((model, name, turn))
         found.setdefault(model, []).append(_graded(row, name, turn, (categories or {}).get(name, "")))
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _graded(row: dict[str, Any], name: str, turn: int, category: str) -> Graded:

@@ -143,7 +143,8 @@ def _of_all_sets(path: Path, numbering: Path, sets: Mapping[str, Sequence[pope.Q
     if not numbering.is_file():
         raise BadFile(
             f"{path} is one file of answers to several sets. Put LLaVA's {_LLAVAS_POPE}, which says what was "
-            f"asked, into {numbering.parent}; or give one set's questions; or a folder with one file of answers a set."
+            f"asked, into {numbering.parent}; or give one set's questions; or a folder with one file of answers "
+            "a set."
         )
     rows = read_lines(numbering, "question_id", "category")
     unique(numbering, [str(row["question_id"]) for row in rows])
@@ -156,8 +157,8 @@ def _of_all_sets(path: Path, numbering: Path, sets: Mapping[str, Sequence[pope.Q
     for name, found in sets.items():
         if len(numbers[name]) != len(found):
             raise BadFile(
-                f"{numbering} has {len(numbers[name])} questions of {name}, its official file {len(found)}: they are "
-                "of different versions."
+                f"{numbering} has {len(numbers[name])} questions of {name}, its official file {len(found)}: they "
+                "are of different versions."
             )
         names |= {number: f"{name}/{one.id}" for number, one in zip(numbers[name], found, strict=True)}
     answered = read_lines(path, "question_id", "text")
@@ -169,7 +170,7 @@ def _of_all_sets(path: Path, numbering: Path, sets: Mapping[str, Sequence[pope.Q
 
 #: What can be read, by benchmark, for people.
 OFFICIAL: dict[str, str] = {
-    "pope": "answers as LLaVA (question_id, text) or POPE (question, answer) writes them; a file, or a folder of three",
+    "pope": "answers as LLaVA (question_id, text) or POPE (question, answer) writes them; a file or a folder of 3",
     "mm-vet": "the evaluator's grades ({v1_0: {score: [0.5]}})",
     "llava-bench": "reviews of eval_gpt_review_bench.py (question_id, category, content)",
     "mt-bench": "FastChat's judgments, gpt-4_single.jsonl (question_id, model, turn, score)",
