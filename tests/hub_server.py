@@ -72,6 +72,8 @@ class FakeHub:
         return Handler
 
     def _answer(self, to: BaseHTTPRequestHandler, path: str) -> None:
+        # A data set is served as a model is, at addresses of its own.
+        path = path.replace("/api/datasets/", "/api/models/", 1).removeprefix("/datasets")
         for part, (status, code) in self.refuse.items():
             if part in path and self.times.get(part, 1) > 0:
                 if part in self.times:

@@ -345,7 +345,7 @@ class Desk:
             arrival.began, arrival.report = time.monotonic(), Report()
 
             def watch(read: int, report: Report) -> None:
-                arrival.done, arrival.report = read, report
+                arrival.done, arrival.report = read, replace(report)
                 if arrival.halt.wait(REST):
                     raise Halt
 
@@ -353,12 +353,12 @@ class Desk:
                 what = arrival.wanted(choice)
                 report = import_rows(db, self._folder, what, arrival.user, choice.strict, watch)
             arrival.report, arrival.seconds = report, time.monotonic() - arrival.began
-            arrival.stage = "ready" if report.halted else "done"
         finally:
             self._at_work = None
             self._importing.release()
         if not report.halted:
             shutil.rmtree(arrival.folder, ignore_errors=True)
+        arrival.stage = "ready" if report.halted else "done"
 
 
 def check(choice: Choice, arrival: Arrival) -> None:

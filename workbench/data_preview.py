@@ -47,7 +47,7 @@ def preview(place: str, one: Incoming) -> Preview:
     """What a person needs to see of it."""
     pictures = [piece for turn in one.turns for piece in turn.content if isinstance(piece, Picture)]
     question = " ".join(piece for piece in one.turns[-1].content if isinstance(piece, str))
-    words = {}
+    words: dict[int, str] = {}
     for chosen, rejected in one.preferred:
         words |= {chosen: "chosen", rejected: "rejected"}
     return Preview(

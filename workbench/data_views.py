@@ -20,8 +20,8 @@ from workbench.views import empty, link, notice
 _LONGEST = 600  # characters of a text in the preview
 _DOING = {"fetching": "Fetching", "unpacking": "Unpacking", "looking": "Looking through", "importing": "Importing"}
 
-INTRODUCTION = """<h2>Bring data</h2><p class="pb-sub">Rows as .jsonl, .json, .parquet or .arrow with their images
-beside them, or a zip of all. Nothing is imported before you have seen what would arrive.</p>"""
+INTRODUCTION = """<h2>Bring data</h2><p class="pb-sub">Rows as .jsonl, .json, .parquet or .arrow, with their
+images, or a zip of all. You see what would arrive before it is imported.</p>"""
 
 #: kind → (what the list of kinds says, what a row is).
 KINDS: Mapping[str, tuple[str, str]] = {

@@ -52,6 +52,7 @@ class Form:
                 self.kind = gr.Dropdown(
                     [(data_views.KINDS[kind][0], kind) for kind in FORMATS],
                     label="Kind",
+                    info="of rows; guessed from the first ones",
                     value="jsonl",
                     interactive=True,
                     min_width=180,
@@ -75,8 +76,12 @@ class Form:
             self.files = gr.CheckboxGroup([], label="Files of rows", visible=False, elem_id="data-files")
             self.strict = gr.Checkbox(False, label="Only if no row is broken", elem_id="data-strict")
             with gr.Row(elem_classes="plumb-actions"):
-                self.begin = gr.Button("Import", variant="primary", elem_id="data-import", elem_classes="pb-fit")
-                self.remove = gr.Button("Remove these files", elem_id="data-remove", elem_classes="pb-fit")
+                self.begin = gr.Button(
+                    "Import", variant="primary", size="md", elem_id="data-import", elem_classes="pb-fit"
+                )
+                self.remove = gr.Button(
+                    "Remove these files", size="md", elem_id="data-remove", elem_classes="pb-fit"
+                )
 
     @property
     def fields(self) -> list[Any]:
