@@ -19,6 +19,7 @@ from jobs.evaluation_figures import Figures
 from storage.evaluations import Evaluation, Grading
 
 MARKS = "†‡§¶#"
+SKILLS = ("vision", "text")  # in this order across the table
 #: A measure that is always shown beside the headline: what easy-VQA's questions give away without their picture.
 BESIDE = {"easy-vqa": "shuffled"}
 #: A resample of fewer items knows nothing of chance: that of a single one is always the same.
@@ -54,7 +55,7 @@ class Cell:
 
     @property
     def sign(self) -> int:
-        """1 or −1 where the interval of the change lies above or below 0, else 0; 0 where too few items make it."""
+        """1 or −1 where the interval of the change lies above or below 0, else 0, as where items are few."""
         if self.change is None or self.change.low is None or self.change.high is None:
             return 0
         if self.change.items < LEAST_PAIRED:
@@ -152,7 +153,7 @@ def build(
     base = base if base in keys else _default_base(wanted, keys)
     columns: list[Column] = []
     cells: dict[str, dict[str, Cell]] = {key: {} for key in keys}
-    for name, benchmark in benchmarks.items():
+    for name, benchmark in sorted(benchmarks.items(), key=lambda one: SKILLS.index(one[1].skill)):
         asked = [one for one in wanted if one.benchmark == name]
         if not asked:
             continue
@@ -166,10 +167,10 @@ def build(
         sets, marks = _sets(chosen, base, figures, fingerprints)
         noted = _differing({key: evaluation for key, (evaluation, _, _) in chosen.items()})
         columns.append(Column(benchmark, graders, sets))
-        for key, (evaluation, grading, state) in chosen.items():
+        for key, (evaluation, shown, state) in chosen.items():
             against = chosen[base][1] if base in chosen and key != base else None
             cells[key][name] = _cell(
-                benchmark, figures, evaluation, grading, against, marks.get(key, ""), noted[key], state
+                benchmark, figures, evaluation, shown, against, marks.get(key, ""), noted[key], state
             )
     labels = _labels(wanted)
     lines = tuple(Line(key, labels[key], cells[key]) for key in keys if cells[key])
@@ -258,7 +259,8 @@ def _sets(
             groups.append((names, asked, grading.grades + grading.failures, [key]))
     # The base's set first, else the largest.
     groups.sort(key=lambda group: (base not in group[3], -group[2]))
-    sets, marks = [], {}
+    sets: list[tuple[str, int, str]] = []
+    marks: dict[str, str] = {}
     for place, (_, asked, count, lines) in enumerate(groups):
         mark = "" if not place else MARKS[(place - 1) % len(MARKS)] * (1 + (place - 1) // len(MARKS))
         sets.append((mark, count, asked[:12]))

@@ -167,7 +167,13 @@ def test_the_report_stands_alone_and_names_what_it_stands_on(world: World) -> No
 
 def test_curves_over_fraction_and_noise(world: World) -> None:
     evaluated(world, "demo", [0, 0, 1, 0])
-    settings = [{"fraction": 0.25}, {"fraction": 0.5}, {}, {"flip": 0.5}, {"beta": 0.5, "fraction": 0.5}]
+    settings: list[dict[str, Any]] = [
+        {"fraction": 0.25},
+        {"fraction": 0.5},
+        {},
+        {"flip": 0.5},
+        {"beta": 0.5, "fraction": 0.5},
+    ]
     settings += [{"fraction": 0.25, "seed": 1}]
     for number, config in enumerate(settings, 1):
         adapter = trained(world, number, **config)

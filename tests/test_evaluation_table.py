@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -229,7 +230,7 @@ def test_figures_are_computed_once(world: World, monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_kept_is_bounded() -> None:
     kept = Kept(2)
-    made = [kept.get(key, lambda key=key: f"made {key}") for key in (1, 2, 1, 3, 1)]
+    made = [kept.get(key, partial("made {}".format, key)) for key in (1, 2, 1, 3, 1)]
     assert made == ["made 1", "made 2", "made 1", "made 3", "made 1"]
     assert kept.get(2, lambda: "made again") == "made again", "2 was used least recently, and is gone"
 

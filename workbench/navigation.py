@@ -12,7 +12,18 @@ from storage.jobs import count_open
 from storage.pairs import count_pairs
 
 PageName = Literal[
-    "samples", "data", "judges", "agreement", "pairs", "jobs", "models", "chat", "contests", "machine", "people"
+    "samples",
+    "data",
+    "judges",
+    "agreement",
+    "pairs",
+    "jobs",
+    "models",
+    "chat",
+    "contests",
+    "evaluation",
+    "machine",
+    "people",
 ]
 PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("samples", "Samples", "/"),
@@ -24,6 +35,7 @@ PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("models", "Models", "/models"),
     ("chat", "Chat", "/chat"),
     ("contests", "Contests", "/contests"),
+    ("evaluation", "Evaluation", "/evaluation"),
     ("people", "People", "/people"),
     ("machine", "Machine", "/machine"),
 )

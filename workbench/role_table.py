@@ -17,6 +17,8 @@ _ANNOTATOR = {
     "chat_export": "export",
     "job_notices": "ended",
     "job_downloads": "log folder",
+    "evaluation_api": "download",
+    "pages.evaluation": "looking",
     "api": (
         "post_score post_pair post_pair_change post_flag post_note post_skip post_answer post_suggestion "
         "post_undo post_redo get_history get_stamp"
@@ -48,6 +50,7 @@ _ANNOTATOR = {
 _RESEARCHER = {
     "api": "post_discard post_judge post_checklist",
     "find_api": "post_bulk post_guidelines",
+    "evaluation_api": "post_hide post_show",
     "demo_loader": "load_demo",
     "pages.data": "receiving fetching choosing beginning cancelling removing",
     "pages.judges": "saving_table editing saving saving_desk",
@@ -93,4 +96,6 @@ SELECTORS: dict[str, Role] = {
     '[data-mark="discard"]': "researcher",
     "[data-guide=edit]": "researcher",
     "[data-edit-checklist]": "researcher",
+    "[data-hide-evaluation]": "researcher",
+    "[data-show-evaluation]": "researcher",
 }

@@ -22,6 +22,7 @@ from workbench import (
     api,
     chat_export,
     door,
+    evaluation_api,
     find_api,
     images,
     job_downloads,
@@ -33,7 +34,20 @@ from workbench import (
 from workbench.context import Context
 from workbench.events import CONCURRENCY, told
 from workbench.navigation import PAGES, PageName, counts, header
-from workbench.pages import agreement, chat, contests, data, jobs, judges, machine, models, pairs, people, samples
+from workbench.pages import (
+    agreement,
+    chat,
+    contests,
+    data,
+    evaluation,
+    jobs,
+    judges,
+    machine,
+    models,
+    pairs,
+    people,
+    samples,
+)
 
 STATIC = Path(__file__).parent / "static"
 LARGEST_UPLOAD = "2gb"  # a zip with images, on the Data page; what reads pictures has a limit of its own
@@ -48,6 +62,7 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "models": models.build,
     "chat": chat.build,
     "contests": contests.build,
+    "evaluation": evaluation.build,
     "machine": machine.build,
     "people": people.build,
 }
@@ -92,6 +107,7 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     app.include_router(chat_export.routes(context, doorkeeper))
     app.include_router(job_notices.routes(context, doorkeeper))
     app.include_router(job_downloads.routes(context))
+    app.include_router(evaluation_api.routes(context))
     app.add_exception_handler(PlumbError, api.answer_error)
     app.add_exception_handler(RequestValidationError, api.answer_invalid)
 
