@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import data_commands, disk_commands, doctor, evaluation_commands, paper_commands, queue, steering, sweeps
+from jobs import data_commands, disk_commands, doctor, evaluation_commands, paper_commands, push_dataset, queue, steering, sweeps
 from jobs.command_line import AfterOption, AsJson, Data, PriorityOption, RetriesOption, echo, opened, read_priority
 from jobs.configs import KINDS, TRAININGS
 from jobs.settings import local_user
@@ -30,6 +30,7 @@ data_commands.add_to(app)
 doctor.add_to(app)
 evaluation_commands.add_to(app)
 paper_commands.add_to(app)
+push_dataset.add_to(app)
 
 
 @app.command(help=f"Check, freeze and queue a job of one of these kinds: {', '.join(KINDS)}.")

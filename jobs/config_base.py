@@ -65,7 +65,7 @@ class ModelConfig(JobConfig):
     )
     device: str | None = Field(None, title="Device", description="cpu, cuda:0 …; empty: the first that is free")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", title="Precision", description="auto: as the weights were saved"
+        "auto", title="Precision", description="auto: as the weights were saved; float32 on a CPU without bfloat16"
     )
     quantization: Literal["none", "4bit"] = Field(
         "none", title="Quantization", description="4bit: bitsandbytes' NF4, on CUDA alone"

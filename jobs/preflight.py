@@ -40,6 +40,7 @@ from jobs.models import is_hub_name
 from jobs.out_of_memory import remedies
 from jobs.packing_training import Freight
 from jobs.places import models_folder
+from jobs.processor import computes_bfloat16
 from jobs.runs import RunFolder
 from jobs.settings import Settings
 from storage import jobs as store
@@ -364,6 +365,8 @@ def memory_of(
     width, layers = int(text.get("hidden_size", 4096)), int(text.get("num_hidden_layers", 32))
     inner = int(text.get("intermediate_size", 4 * width))
     heads = int(text.get("num_attention_heads", 32))
+    if device == "cpu" and config.dtype == "auto" and not computes_bfloat16():
+        config = config.model_copy(update={"dtype": "float32"})  # as jobs/gpu/devices.py reads the weights
     element = computed_bytes(files, config)
     placed = config.batch_size * tokens
     each = 14 * width + 5 * inner

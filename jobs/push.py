@@ -99,7 +99,7 @@ def push(run: RunFolder, job: JobFile, config: PushConfig, reporter: Reporter) -
     token = need_token()
     check_repository(config.repository)
     folder, base = source_of(run, job, config)
-    with _clear_errors(config.repository, token):
+    with clear_errors(config.repository, token):
         _upload(folder, base, config, token, reporter)
 
 
@@ -216,7 +216,7 @@ def scrub(text: str, token: str) -> str:
 
 
 @contextmanager
-def _clear_errors(repository: str, token: str) -> Iterator[None]:
+def clear_errors(repository: str, token: str) -> Iterator[None]:
     """Errors of the hub and its library as texts with a remedy; nothing raised or printed has the token."""
     try:
         yield

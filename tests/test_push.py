@@ -57,6 +57,7 @@ class Hub:
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.repositories:
                 return 409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+            assert asked.get("type", "model") in ("model", "dataset")
             self.repositories[name] = {"private": asked.get("visibility") == "private", "files": {}, "commits": 0}
             return 200, {"url": f"{self.url}/{name}", "name": name}
         if where == "/api/validate-yaml":
@@ -79,7 +80,7 @@ class Hub:
             }
         if "/commit/" in where:
             return self._commit(repository, body)
-        if where.startswith(f"/api/models/{name}"):
+        if where.startswith((f"/api/models/{name}", f"/api/datasets/{name}")):
             return 200, {"id": name, "private": repository["private"], "sha": "c" * 40, "siblings": []}
         return 500, {"error": f"the test's hub does not know {method} {where}"}
 

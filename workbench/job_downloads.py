@@ -41,12 +41,12 @@ def routes(context: Context) -> APIRouter:
     def log(job_id: JobNumber, attempt: Annotated[int | None, Query(ge=1, lt=2**31)] = None) -> StreamingResponse:
         path, begin, end = log_part(context, job_id, attempt)
         name = f"job-{job_id}-log.txt" if attempt is None else f"job-{job_id}-attempt-{attempt}-log.txt"
-        return _download(read_range(path, begin, end), "text/plain; charset=utf-8", name, end - begin)
+        return download(read_range(path, begin, end), "text/plain; charset=utf-8", name, end - begin)
 
     @router.get("/{job_id}/folder.zip")
     def folder(job_id: JobNumber) -> StreamingResponse:
         run = run_folder(context, job_id)
-        return _download(zipped(run.path, f"job-{job_id}"), "application/zip", f"job-{job_id}.zip")
+        return download(zipped(run.path, f"job-{job_id}"), "application/zip", f"job-{job_id}.zip")
 
     return router
 
@@ -162,7 +162,7 @@ class _Outlet:
         return data
 
 
-def _download(body: Iterator[bytes], media_type: str, name: str, size: int | None = None) -> StreamingResponse:
+def download(body: Iterator[bytes], media_type: str, name: str, size: int | None = None) -> StreamingResponse:
     headers = {**_HEADERS, "content-disposition": f'attachment; filename="{name}"'}
     if size is not None:
         headers["content-length"] = str(size)

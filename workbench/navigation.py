@@ -17,6 +17,7 @@ PageName = Literal[
     "judges",
     "agreement",
     "pairs",
+    "datasets",
     "jobs",
     "models",
     "chat",
@@ -31,6 +32,7 @@ PAGES: tuple[tuple[PageName, str, str], ...] = (
     ("judges", "Judges", "/judges"),
     ("agreement", "Agreement", "/agreement"),
     ("pairs", "Pairs", "/pairs"),
+    ("datasets", "Data sets", "/datasets"),
     ("jobs", "Jobs", "/jobs"),
     ("models", "Models", "/models"),
     ("chat", "Chat", "/chat"),
@@ -56,7 +58,7 @@ def header(active: PageName, numbers: dict[str, int] | None = None, user: str = 
     """The header's HTML; without numbers it stands there before they are known. `login`: one can log out."""
     links = []
     for name, title, href in PAGES:
-        if name == "people":  # at the user's name
+        if name in ("people", "datasets"):  # at the user's name; beside the pairs that are frozen
             continue
         number = (numbers or {}).get(name, 0)
         shown = f"{number:,}" if number else ""

@@ -232,7 +232,8 @@ def datasets(found: Sequence[Dataset]) -> str:
     if not found:
         return '<p class="pb-sub">No data set yet. Training reads a frozen data set, never the live pairs.</p>'
     rows = "".join(dataset(entry) for entry in found)
-    return f'<div class="pb-sets">{rows}</div>'
+    link = '<p class="pb-sub"><a href="/datasets">Look into them, compare, export</a></p>'
+    return f'<div class="pb-sets">{rows}</div>{link}'
 
 
 def dataset(entry: Dataset) -> str:
@@ -244,7 +245,7 @@ def dataset(entry: Dataset) -> str:
     inside = f"{held}" if held else "pairs alone: freeze again for SteerLM, rejection sampling and SFT"
     return (
         f'<article class="pb-set" aria-label="Data set {escape(entry.name, quote=True)}">'
-        f"<div><b>{escape(entry.name)}</b> "
+        f'<div><a href="/datasets?dataset={entry.id}"><b>{escape(entry.name)}</b></a> '
         f'<code title="{escape(entry.hash)}">{escape(entry.hash[:12])}</code></div>'
         f'<p class="pb-sub">{counts["train"]:,} to train on, {counts["heldout"]:,} held out · '
         f"chosen {counts['chosen_characters']:g}, rejected {counts['rejected_characters']:g} characters · "

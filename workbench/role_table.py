@@ -17,6 +17,7 @@ _ANNOTATOR = {
     "chat_export": "export",
     "job_notices": "ended",
     "job_downloads": "log folder",
+    "pages.datasets": "opening",
     "evaluation_api": "download",
     "pages.evaluation": "looking",
     "api": (
@@ -48,6 +49,7 @@ _ANNOTATOR = {
 }
 
 _RESEARCHER = {
+    "dataset_downloads": "export",
     "api": "post_discard post_judge post_checklist",
     "find_api": "post_bulk post_guidelines",
     "evaluation_api": "post_hide post_show",

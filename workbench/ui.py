@@ -21,6 +21,7 @@ from storage.errors import PlumbError
 from workbench import (
     api,
     chat_export,
+    dataset_downloads,
     door,
     evaluation_api,
     find_api,
@@ -39,6 +40,7 @@ from workbench.pages import (
     chat,
     contests,
     data,
+    datasets,
     evaluation,
     jobs,
     judges,
@@ -58,6 +60,7 @@ BUILDERS: dict[PageName, Callable[[Context], gr.Blocks]] = {
     "judges": judges.build,
     "agreement": agreement.build,
     "pairs": pairs.build,
+    "datasets": datasets.build,
     "jobs": jobs.build,
     "models": models.build,
     "chat": chat.build,
@@ -107,6 +110,7 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     app.include_router(chat_export.routes(context, doorkeeper))
     app.include_router(job_notices.routes(context, doorkeeper))
     app.include_router(job_downloads.routes(context))
+    app.include_router(dataset_downloads.routes(context))
     app.include_router(evaluation_api.routes(context))
     app.add_exception_handler(PlumbError, api.answer_error)
     app.add_exception_handler(RequestValidationError, api.answer_invalid)

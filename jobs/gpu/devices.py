@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from jobs.processor import computes_bfloat16
 from storage.errors import UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -76,13 +77,13 @@ def visible_device(visible: str | None, index: int) -> str:
 
 
 def check_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """The dtype as torch's, or "auto".
+    """The dtype as torch's, or "auto" for what the weights were saved in: float32 on a CPU that has no bfloat16.
 
     Raises:
         UserError: the device can't compute in it.
     """
     if dtype == "auto":
-        return dtype
+        return torch.float32 if device.type == "cpu" and not computes_bfloat16() else dtype
     if dtype not in DTYPES:
         raise UserError(f"Unknown precision {dtype!r}; use auto, {', '.join(DTYPES)}.")
     if dtype == "float16" and device.type == "cpu":
