@@ -24,6 +24,7 @@ from jobs.configs import parse_config
 from jobs.event_file import read_events
 from jobs.gpu import evaluate as job_code
 from jobs.gpu.demo.assemble import ensure_demo
+from jobs.gpu.devices import claim_device
 from jobs.gpu.loading import Loaded, load_for
 from jobs.packing_evaluation import pack_evaluation
 from jobs.reporter import Reporter
@@ -65,8 +66,8 @@ def main(
             run.freeze(job, freight.rows, images)
             with Reporter(run) as reporter:
                 if not loaded:
-                    loaded.append(load_for(config, job_code.claim_device("cpu"), settings.folder.models, reporter))  # type: ignore[arg-type]
-                job_code.load_for = lambda *_, **__: loaded[0]  # type: ignore[assignment]
+                    loaded.append(load_for(config, claim_device("cpu"), settings.folder.models, reporter))  # type: ignore[arg-type]
+                job_code.load_for = lambda *_, **__: loaded[0]  # type: ignore[attr-defined]
                 begin = time.monotonic()
                 job_code.evaluate(run, job, config, reporter)  # type: ignore[arg-type]
                 seconds[size] = time.monotonic() - begin

@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import data_commands, disk_commands, doctor, evaluation_commands, paper_commands, push_dataset, queue, steering, sweeps
+from jobs import (
+    data_commands,
+    disk_commands,
+    doctor,
+    evaluation_commands,
+    paper_commands,
+    push_dataset,
+    queue,
+    steering,
+    sweeps,
+)
 from jobs.command_line import AfterOption, AsJson, Data, PriorityOption, RetriesOption, echo, opened, read_priority
 from jobs.configs import KINDS, TRAININGS
 from jobs.settings import local_user

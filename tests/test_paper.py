@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factories import USER, World
-from jobs import paper, paper_plan, queue
+from jobs import paper, paper_plan, queue, steering
 from jobs.benchmarks.registry import BENCHMARKS
 from jobs.configs import parse_config
 from jobs.paper import Paper
@@ -83,7 +83,7 @@ def test_what_was_interrupted_goes_on(
         )
         return store.get_job(db, job_id)
 
-    monkeypatch.setattr(paper.steering, "resume", resume)
+    monkeypatch.setattr(steering, "resume", resume)
     with pytest.raises(PlumbError, match=f"train dpo: job {stopped} is failed"):
         Paper(world.db, world.settings, SMALL, "", lambda text: None).run()
     Paper(world.db, world.settings, SMALL, "", lambda text: None).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_flags_tell(
     file = tmp_path / "cpuinfo"
     file.write_text("vendor_id\t: x\n" + (f"flags\t\t: {flags}\n" if flags else ""))
     monkeypatch.setattr(processor, "CPUINFO", file)
-    monkeypatch.setattr(processor.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     processor.computes_bfloat16.cache_clear()
     try:
         assert processor.computes_bfloat16() is expected

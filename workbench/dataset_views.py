@@ -97,7 +97,8 @@ def _rule(rule: Mapping[str, Any]) -> str:
 def _settings(rule: Any) -> str:
     if not isinstance(rule, dict):
         return "hand"
-    return ", ".join(f"{name} {value}" for name, value in rule.items() if value not in (None, {}, []))
+    told = {name: " + ".join(value) if isinstance(value, list) else value for name, value in rule.items() if value}
+    return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
 
 
 def _raters(rule: Mapping[str, Any]) -> str:

@@ -38,10 +38,10 @@ def show(context: Context, query: Mapping[str, str]) -> str:
             main = dataset_views.comparison(one, by_id[other], compare(db, one, by_id[other]))
         else:
             rows = dataset_rows(db, one.id)
-            texts = [[row.row[name] for row in rows] for name in ("chosen", "rejected")]
             main = dataset_views.details(
                 one,
-                *map(lengths, texts),
+                lengths(row.row["chosen"] for row in rows),
+                lengths(row.row["rejected"] for row in rows),
                 _images(rows),
                 [job for job in list_jobs(db) if job.dataset_id == one.id],
                 [each for each in found if each.id != one.id],
