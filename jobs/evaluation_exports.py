@@ -95,7 +95,8 @@ def footnotes(table: Table) -> list[str]:
     for column in table.columns:
         if column.mixed:
             sets = [
-                f"{mark + ' ' if mark else ''}{items:,} items" + (f" (set {asked})" if asked else "")
+                f"{mark + ' ' if mark else ''}{items:,} {'item' if items == 1 else 'items'}"
+                + (f" (set {asked})" if asked else "")
                 for mark, items, asked in column.sets
             ]
             found.append(

@@ -114,7 +114,7 @@ def _list(found: Listing) -> str:
     rows = "".join(_row(found, case, case.graded.id == current) for case in found.cases)
     return (
         f'<div class="pb-pages"><span class="pb-range">{first:,}–{first + len(found.cases) - 1:,} of '
-        f'{found.total:,}</span><span>{steps}</span></div><ol class="pb-list ev-list">{rows}</ol>'
+        f'{found.total:,}</span><span>{steps}</span></div><ol class="ev-list">{rows}</ol>'
     )
 
 
@@ -131,7 +131,8 @@ def _row(found: Listing, case: Case, current: bool) -> str:
     href = escape(found.place.query(item=graded.id, page=1), quote=True)
     title = escape(found.titles.get(graded.id, "")) or escape(graded.id)
     return (
-        f'<li><a href="{href}" data-go{here}><span class="ev-value">{_value(case)}</span><span class="pb-item">'
+        f'<li><a href="{href}" data-go data-keep="{escape(graded.id, quote=True)}"{here}>'
+        f'<span class="ev-value">{_value(case)}</span><span class="pb-item">'
         f'<span class="pb-q">{title}</span><span class="pb-sub">{escape(graded.id)}'
         f"{_changed(found.benchmark, case)}</span></span></a></li>"
     )
@@ -180,7 +181,8 @@ def _opened(found: Listing, opened: Opened) -> str:
 def _to(place: Place, item: str, text: str) -> str:
     if not item:
         return f'<span class="pb-button small" aria-disabled="true">{text}</span>'
-    return go(place.query(item=item, page=1), text, "pb-button small")
+    href = escape(place.query(item=item, page=1), quote=True)
+    return f'<a class="pb-button small" href="{href}" data-go data-keep="{text}">{text}</a>'
 
 
 def _item(item: Item) -> str:

@@ -14,6 +14,27 @@ from workbench.evaluation_place import read_place
 from workbench.events import CONCURRENCY, told
 from workbench.views import drawn
 
+# The list keeps its place and the keyboard its focus when what they show is drawn anew.
+_KEEP_JS = """
+let top = 0, focused = '';
+element.addEventListener('scroll', (event) => {
+  if (event.target.matches('.ev-list')) top = event.target.scrollTop;
+}, true);
+element.addEventListener('focusin', (event) => { focused = event.target.dataset.keep || ''; });
+element.addEventListener('focusout', (event) => { if (event.relatedTarget) focused = ''; });
+watch('value', () => requestAnimationFrame(() => {
+  const list = element.querySelector('.ev-list');
+  const current = list && list.querySelector('[aria-current]');
+  if (list) list.scrollTop = top;
+  if (current) {
+    const inner = current.getBoundingClientRect(), outer = list.getBoundingClientRect();
+    if (inner.top < outer.top || inner.bottom > outer.bottom) list.scrollTop += inner.top - outer.top - 80;
+  }
+  const again = focused && element.querySelector(`[data-keep="${CSS.escape(focused)}"]`);
+  if (again && document.activeElement === document.body) again.focus({preventScroll: true});
+}));
+"""
+
 
 def show(context: Context, search: str) -> str:
     """The page of an address."""
@@ -26,7 +47,7 @@ def build(context: Context) -> gr.Blocks:
         address = gr.Textbox(visible="hidden", label="address", elem_id="pb-address")
         refresh = gr.Button("refresh", visible="hidden", elem_id="pb-refresh")
         restore = gr.Button("restore", visible="hidden", elem_id="pb-restore")
-        found = gr.HTML(apply_default_css=False, elem_id="ev-found")
+        found = gr.HTML(apply_default_css=False, elem_id="ev-found", js_on_load=_KEEP_JS)
 
         def looking(search: str) -> str:
             return drawn(show(context, search))
