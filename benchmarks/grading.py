@@ -34,7 +34,7 @@ BAR = 2.0  # seconds
 INSTRUCTIONS, QUESTIONS, PICTURES = 805, 3000, 500
 
 
-def annotations(path: Path, chance: random.Random) -> Path:
+def annotated_file(path: Path, chance: random.Random) -> Path:
     rows: list[dict[str, Any]] = [
         {
             "instruction": f"Explain subject {number}.",
@@ -93,7 +93,7 @@ def main() -> None:
     best = {"alpaca_s": float("inf"), "pope_s": float("inf")}
     with tempfile.TemporaryDirectory() as held:
         chance = random.Random(0)
-        annotated = annotations(Path(held) / "annotations.json", chance)
+        annotated = annotated_file(Path(held) / "annotations.json", chance)
         questions, answers = sets(Path(held), chance)
         for _ in range(rounds):
             begun = time.perf_counter()

@@ -277,7 +277,7 @@ def test_mmbenchs_judge_is_asked_for_what_rules_cannot_read(tmp_path: Path) -> N
     assert [one.id for one in asked] == ["1000005"]
     assert "A. a cup B. a knife C. a fork\nAnswer: It is for drinking.\n" in asked[0].prompt
     by_rules = mmbench.grade(items, answers)[0]
-    assert by_rules.sums == (0, 1)
+    assert list(by_rules.sums or ()) == [0, 1]
     assert "1 of its 3 answers name no option" in by_rules.why
     for reply, sums in (("A", (1, 1)), ("Your reply: A", (1, 1)), ("B", (0, 1)), ("Z", (0, 1)), ("A or B", None)):
         assert mmbench.grade_replies(items, answers, {"1000005": reply})[0].sums == sums, reply
@@ -428,15 +428,16 @@ def test_rankings_of_alpaca_eval(reply: str, better: int | None) -> None:
 def test_the_official_prompt_of_alpaca_eval_is_used_where_it_is(tmp_path: Path) -> None:
     bench, folder = BENCHMARKS["alpaca-eval"], tmp_path / "alpaca"
     assert bench.requests
-    make.alpaca_file(folder / "model_outputs.json", 1)
+    make.alpaca_file(folder / "model_outputs.json", 12)
     text = (
         "<|im_start|>system\nRank.\n<|im_end|>\n<|im_start|>user\n{instruction}|{output_1}|{output_2}\n<|im_end|>"
     )
     (folder / "alpaca_eval.txt").write_text(text)
     items = bench.read(folder, None, tmp_path)
-    asked = bench.requests(items, {items[0].id: ["{output_2}"]})[0]
-    assert asked.system == "Rank."
-    assert sorted(asked.prompt.split("|")) == sorted(["Do 1.", "{output_2}", "no"]), "an answer is never filled in"
+    asked = bench.requests(items, {item.id: ["{output_1}{output_2}"] for item in items})
+    assert {one.system for one in asked} == {"Rank."}
+    for number, one in enumerate(asked, 1):  # an answer is never filled in
+        assert sorted(one.prompt.split("|")) == sorted([f"Do {number}.", "{output_1}{output_2}", "no" * number])
     (folder / "alpaca_eval.txt").write_text("Which is better?")
     with pytest.raises(BadFile, match="has no user's message with"):
         bench.read(folder, None, tmp_path)
