@@ -98,7 +98,7 @@ def test_an_import_outlives_its_page_and_can_be_cancelled(tmp_path: Path) -> Non
     data = tmp_path / "data"
     open_world(data).db.close()
     rows = tmp_path / "many.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(120_000)))
+    rows.write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(40_000)))
     with serving(data) as address, browsing() as page:
         page.goto(f"{address}/data")
         page.locator("#data-sources").get_by_text("No samples yet").wait_for()
@@ -108,19 +108,19 @@ def test_an_import_outlives_its_page_and_can_be_cancelled(tmp_path: Path) -> Non
         page.locator("#data-status").get_by_text("Importing").wait_for()
         page.goto("about:blank")
         page.goto(f"{address}/data")
-        page.locator("#data-status").get_by_text(re.compile(r"[\d,]+ of 120,000 rows")).wait_for()
+        page.locator("#data-status").get_by_text(re.compile(r"[\d,]+ of 40,000 rows")).wait_for()
         look(page, "data-running")
         page.locator("#data-cancel").click()
         page.locator("#data-status").get_by_text("Cancelled after").wait_for()
         with session(DataFolder(data)) as db:
             there = db["samples"].count
-        assert 0 < there < 120_000
+        assert 0 < there < 40_000
         look(page, "data-cancelled")
         page.locator("#data-import").click()
-        page.locator("#data-status").get_by_text(f"{120_000 - there:,} samples added, {there:,} known").wait_for()
+        page.locator("#data-status").get_by_text(f"{40_000 - there:,} samples added, {there:,} known").wait_for()
         assert page.problems == []
     with session(DataFolder(data)) as db:
-        assert db["samples"].count == 120_000
+        assert db["samples"].count == 40_000
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
