@@ -7,6 +7,7 @@ number. What is graded lies beside these as data/evaluation.json: {benchmark, it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,10 @@ def pack_evaluation(db: Database, settings: Settings, config: EvaluateConfig) ->
 
 
 def chosen(items: Sequence[Item], half: str, limit: int | None) -> list[Item]:
-    """A half, and of that a fixed subset of about so many items, spread evenly; units stay whole."""
+    """A half, and of that a fixed subset of about so many items; units stay whole.
+
+    Smaller subsets are in larger ones. Drawn by hash: every n-th item would take some kinds of items again and again, and others never.
+    """
     units: dict[str, list[Item]] = {}
     for item in items:
         if half == "all" or half_of(item.id, item.unit) == half:
@@ -65,7 +69,8 @@ def chosen(items: Sequence[Item], half: str, limit: int | None) -> list[Item]:
     if limit is not None and limit < sum(map(len, units.values())):
         each = sum(map(len, units.values())) / len(names)
         wanted = max(1, min(len(names), round(limit / each)))
-        names = [names[place * len(names) // wanted] for place in range(wanted)]
+        taken = set(sorted(names, key=lambda name: hashlib.sha256(f"subset {name}".encode()).digest())[:wanted])
+        names = [name for name in names if name in taken]
     return [item for name in names for item in units[name]]
 
 

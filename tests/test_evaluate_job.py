@@ -17,6 +17,7 @@ from jobs.benchmarks.registry import BENCHMARKS
 from jobs.configs import parse_config
 from jobs.events import drain
 from jobs.grading import GRADES
+from jobs.packing_evaluation import chosen
 from jobs.runs import RunFolder
 from jobs.steerlm import SENTENCE
 from jobs.worker import work
@@ -198,7 +199,7 @@ def test_an_evaluation_stands_in_the_database_with_its_grades(world: World) -> N
     assert second.job_id == job.id
 
 
-def test_halves_share_nothing_and_limits_are_nested_in_units(world: World) -> None:
+def test_halves_share_nothing(world: World) -> None:
     names = {}
     for half in ("selection", "reporting", "all"):
         job, _ = start(world, half=half, limit=None)
@@ -208,6 +209,17 @@ def test_halves_share_nothing_and_limits_are_nested_in_units(world: World) -> No
         names[half] = {one["unit"] or one["id"] for one in store.items_of(world.db, held)}
     assert names["selection"] | names["reporting"] == names["all"]
     assert not names["selection"] & names["reporting"]
+
+
+def test_subsets_are_nested_and_of_all_kinds() -> None:
+    items = BENCHMARKS["text-tasks"].read(None, None, Path())
+    few, more = (chosen(items, "all", limit) for limit in (12, 60))
+    assert {one.id for one in few} < {one.id for one in more}
+    assert (len(few), len(more)) == (12, 60)
+    assert len({one.id.split("/")[1] for one in more}) == 10, "no instruction is left out"
+    twins = chosen(BENCHMARKS["easy-vqa"].read(None, None, Path()), "all", 20)
+    assert len(twins) == 20
+    assert len({one.unit for one in twins}) == 10, "a picture's twins stay together"
 
 
 def test_what_cannot_be_started(world: World, tmp_path: Path) -> None:
