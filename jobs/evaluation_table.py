@@ -25,7 +25,7 @@ BESIDE = {"easy-vqa": "shuffled"}
 #: A resample of fewer items knows nothing of chance: that of a single one is always the same.
 LEAST_PAIRED = 10
 #: Settings that make two figures of one benchmark two different things.
-TOLD = ("half", "limit", "max_new_tokens", "seed", "attributes")
+TOLD = ("half", "limit", "max_new_tokens", "seed")
 
 
 @dataclass(frozen=True)

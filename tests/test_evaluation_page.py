@@ -19,7 +19,7 @@ from storage.lifecycle import JobStatus
 from workbench import evaluation_desk as desk
 from workbench.context import Context
 from workbench.door import Door
-from workbench.evaluation_items import Case, Items, cases_of, chosen, counts, value_of
+from workbench.evaluation_items import Case, Items, cases_of, chosen, counts, values_of
 from workbench.evaluation_place import Place, read_place
 from workbench.navigation import PAGES, header
 from workbench.pages.evaluation import show
@@ -188,12 +188,12 @@ def test_filters() -> None:
 
 def test_a_single_grade_is_worth_what_its_measure_says() -> None:
     pope, easy = BENCHMARKS["pope"], BENCHMARKS["easy-vqa"]
-    worth = [
-        value_of(pope, Graded("x", sums)) for sums in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
-    ]
-    assert worth == [100.0, 0.0, 100.0, 0.0], "F1 knows nothing of what was rightly denied"
-    assert value_of(easy, Graded("1/shuffled", (0.0, 0.0, 1.0, 1.0))) == 100.0
-    assert value_of(easy, Graded("1", None)) is None
+    answers = {"hit": (1, 0, 0, 0), "wrong": (0, 1, 0, 0), "denied": (0, 0, 1, 0), "missed": (0, 0, 0, 1)}
+    worth = values_of(pope, [Graded(name, sums) for name, sums in answers.items()])
+    assert worth == {"hit": 100.0, "wrong": 0.0, "denied": 100.0, "missed": 0.0}, "F1 does not know the denied"
+    twins = [Graded("1", (0.0, 1.0, 0.0, 0.0)), Graded("1/shuffled", (0.0, 0.0, 1.0, 1.0)), Graded("2", None)]
+    assert values_of(easy, twins) == {"1": 0.0, "1/shuffled": 100.0}
+    assert values_of(easy, []) == {}
 
 
 def test_a_grade_finds_what_was_asked() -> None:

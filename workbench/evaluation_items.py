@@ -31,7 +31,6 @@ class Case:
     graded: Graded
     value: float | None
     other: float | None = None
-    compared: bool = False
 
     @property
     def change(self) -> float | None:
@@ -47,25 +46,27 @@ class Case:
         return change < -_SAME if show == "regressions" else change > _SAME
 
 
-def value_of(benchmark: Benchmark, graded: Graded) -> float | None:
-    """What a single grade is worth.
+def values_of(benchmark: Benchmark, graded: Sequence[Graded]) -> dict[str, float]:
+    """What each grade is worth by itself, by its id; failures are missing.
 
     An F1 of one answer says nothing of a rightly refused object: so accuracy goes before the headline, and where
     neither knows it (easy-VQA's twins), any measure that does.
     """
-    if graded.sums is None:
-        return None
-    sums = np.array(graded.sums, dtype=np.float64)
+    known = [one for one in graded if one.sums is not None]
+    if not known:
+        return {}
+    sums = np.array([one.sums for one in known], dtype=np.float64)
+    worth = np.full(len(known), np.nan)
     for name in dict.fromkeys(("accuracy", benchmark.headline, *benchmark.measures)):
-        if name in benchmark.measures and np.isfinite(found := float(benchmark.measures[name](sums))):
-            return found
-    return None
+        if name in benchmark.measures:
+            worth = np.where(np.isfinite(worth), worth, benchmark.measures[name](sums))
+    return {one.id: float(value) for one, value in zip(known, worth, strict=True) if np.isfinite(value)}
 
 
 def cases_of(benchmark: Benchmark, ours: Sequence[Graded], other: Sequence[Graded] | None = None) -> list[Case]:
     """All grades in the benchmark's order, beside another model's."""
-    others = {one.id: value_of(benchmark, one) for one in other or ()}
-    return [Case(one, value_of(benchmark, one), others.get(one.id), one.id in others) for one in ours]
+    own, others = values_of(benchmark, ours), values_of(benchmark, other or ())
+    return [Case(one, own.get(one.id), others.get(one.id)) for one in ours]
 
 
 def counts(cases: Sequence[Case]) -> dict[Show, int]:
