@@ -46,7 +46,7 @@ class EvaluateConfig(ModelConfig):
         description="a fixed half to choose settings by, the other half to report, or all (for reporting)",
     )
     limit: int | None = Field(
-        None, ge=1, le=1_000_000, title="At most", description="items, a fixed subset drawn once for all models; empty: all"
+        None, ge=1, le=1_000_000, title="At most", description="items, the same subset for all models; empty: all"
     )
     max_new_tokens: int | None = Field(
         None, ge=1, le=8192, title="Longest answer", description="tokens; empty: as the benchmark's protocol says"

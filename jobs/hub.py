@@ -352,9 +352,9 @@ def explained(error: Exception, name: str, revision: str, what: str = "model") -
     given = bool(os.environ.get(TOKEN, "").strip())
     if "GatedRepoError" in names:
         return UserError(
-            f"The {what} {name!r} is gated ({status}): its owner wants each reader to agree to terms. Agree on the "
-            f"{what}'s page of the hub, then set {TOKEN} in the environment to a token of the same account and "
-            "start Plumb again."
+            f"The {what} {name!r} is gated ({status}): its owner wants each reader to agree to terms. Agree on "
+            f"the {what}'s page of the hub, then set {TOKEN} in the environment to a token of the same account "
+            "and start Plumb again."
         )
     if "RevisionNotFoundError" in names:
         return UserError(

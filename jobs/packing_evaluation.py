@@ -59,7 +59,8 @@ def pack_evaluation(db: Database, settings: Settings, config: EvaluateConfig) ->
 def chosen(items: Sequence[Item], half: str, limit: int | None) -> list[Item]:
     """A half, and of that a fixed subset of about so many items; units stay whole.
 
-    Smaller subsets are in larger ones. Drawn by hash: every n-th item would take some kinds of items again and again, and others never.
+    Smaller subsets are in larger ones. Drawn by hash: every n-th item would take some kinds of items again and
+    again, and others never.
     """
     units: dict[str, list[Item]] = {}
     for item in items:
