@@ -107,6 +107,8 @@ class EvaluateConfig(ModelConfig):
     def settings(self) -> dict[str, Any]:
         """What the table shows of how answers were drawn."""
         told = self.model_dump(mode="json", include={"half", "limit", "seed", "files"})
+        asked = {} if self.attributes == Attributes() else self.attributes.model_dump()
+        told |= {"attributes": ",".join(map(str, asked.values()))} if asked else {}
         return {**told, "max_new_tokens": self.longest, "purpose": self.purpose, "model": self.model}
 
 

@@ -25,7 +25,7 @@ BESIDE = {"easy-vqa": "shuffled"}
 #: A resample of fewer items knows nothing of chance: that of a single one is always the same.
 LEAST_PAIRED = 10
 #: Settings that make two figures of one benchmark two different things.
-TOLD = ("half", "limit", "max_new_tokens", "seed")
+TOLD = ("half", "limit", "max_new_tokens", "seed", "attributes")
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,9 @@ def _differing(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
     told = [one.settings for one in evaluations.values() if one.job_id is not None]
     names = [name for name in TOLD if len({str(settings.get(name)) for settings in told}) > 1]
     return {
-        key: ", ".join(_setting(name, one.settings.get(name)) for name in names) if one.job_id is not None else ""
+        key: ", ".join(filter(None, (_setting(name, one.settings.get(name)) for name in names)))
+        if one.job_id is not None
+        else ""
         for key, one in evaluations.items()
     }
 
@@ -281,6 +283,8 @@ def _differing(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
 def _setting(name: str, value: Any) -> str:
     if name == "limit":
         return "all items" if value is None else f"limit {value}"
+    if name == "attributes":
+        return f"attributes {value}" if value else ""
     return f"{name.replace('_', ' ')} {value}"
 
 

@@ -14,7 +14,7 @@ import tiny
 from factories import USER, World
 from jobs import queue
 from jobs.benchmarks.registry import BENCHMARKS
-from jobs.configs import parse_config
+from jobs.configs import EvaluateConfig, parse_config
 from jobs.events import drain
 from jobs.grading import GRADES
 from jobs.packing_evaluation import chosen
@@ -209,6 +209,15 @@ def test_halves_share_nothing(world: World) -> None:
         names[half] = {one["unit"] or one["id"] for one in store.items_of(world.db, held)}
     assert names["selection"] | names["reporting"] == names["all"]
     assert not names["selection"] & names["reporting"]
+
+
+def test_attributes_are_told_where_they_are_not_the_usual_ones() -> None:
+    usual = parse_config("evaluate", {})
+    other = parse_config("evaluate", {"attributes": {"verbosity": 1}})
+    assert isinstance(usual, EvaluateConfig)
+    assert isinstance(other, EvaluateConfig)
+    assert "attributes" not in usual.settings()
+    assert other.settings()["attributes"] == "4,4,4,4,1"
 
 
 def test_subsets_are_nested_and_of_all_kinds() -> None:
