@@ -132,6 +132,7 @@ def test_the_official_pope_sets_are_graded_quickly() -> None:
         ("11 5", None),
         ("", None),
         ("Ratings:\n8 7", None),
+        ("8 7\u2028because", None),  # no end of a line, there as here
     ],
 )
 def test_ratings_of_llava_bench(reply: str, ratings: tuple[float, float] | None) -> None:
