@@ -33,7 +33,7 @@ class EvaluateConfig(ModelConfig):
         title="Outside model",
         description="MODEL@ENDPOINT: asked in place of base and adapter, and needs no device; empty: none",
     )
-    benchmark: str = Field("easy-vqa", title="Benchmark", description="docs/benchmarks.md names their files")
+    benchmark: str = Field("text-tasks", title="Benchmark", description="docs/benchmarks.md names their files")
     files: str = Field(
         "", max_length=4096, title="Files", description="path of the benchmark's official file or folder"
     )

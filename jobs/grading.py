@@ -47,25 +47,34 @@ def grade(run: RunFolder, job: JobFile, config: GradeConfig, reporter: Reporter)
     said = {event["request"]: event for event in events if event["kind"] == "item_reply"}
     replies = {name: event["reply"] for name, event in said.items() if event["state"] == "ok"}
     assert benchmark.grade_replies is not None
-    graded = _with_reasons(benchmark.grade_replies(items, answers, replies), said)
+    graded = with_reasons(benchmark.grade_replies(items, answers, replies), said, items)
     cost = sum(event.get("cost") or 0.0 for event in events if event["kind"] == "reply")
     tell(run, reporter, config.grader, graded, {name: (e["item"], e["reply"]) for name, e in said.items()}, cost)
 
 
-def _with_reasons(graded: Sequence[Graded], said: Mapping[str, Mapping[str, Any]]) -> list[Graded]:
-    """A failure whose judge failed says why that was."""
+def with_reasons(
+    graded: Sequence[Graded], said: Mapping[str, Mapping[str, Any]], items: Sequence[Item]
+) -> list[Graded]:
+    """A failure whose judge failed says why that was.
+
+    Args:
+        said: `item_reply` events by request.
+    """
+    units = {item.id: item.unit for item in items}
     reasons: dict[str, str] = {}
+    by_unit: dict[str, str] = {}
     for event in said.values():
         if event["state"] != "ok":
-            reasons.setdefault(event["item"], f"the judge's reply was {event['state']}: {event['reason']}")
-    return [
-        replace(one, why=reasons[_item(one)]) if one.sums is None and _item(one) in reasons else one
-        for one in graded
-    ]
+            reason = f"the judge's reply was {event['state']}: {event['reason']}"
+            reasons.setdefault(event["item"], reason)
+            by_unit.setdefault(units.get(event["item"], ""), reason)
 
+    def why(one: Graded) -> str:
+        # MT-Bench grades turns (81/1), MMBench questions, which are the units of their rotations.
+        item = one.id if one.id in units else one.id.rpartition("/")[0]
+        return reasons.get(item) or by_unit.get(one.id) or one.why
 
-def _item(graded: Graded) -> str:
-    return graded.unit or graded.id
+    return [one if one.sums is not None else replace(one, why=why(one)) for one in graded]
 
 
 def by_rules(run: RunFolder, reporter: Reporter, benchmark: str, items: Sequence[Item], answers: Answers) -> bool:

@@ -13,10 +13,12 @@ import torch
 import tiny
 from factories import USER, World
 from jobs import queue
+from jobs.benchmarks.contract import Item
+from jobs.benchmarks.measures import Graded
 from jobs.benchmarks.registry import BENCHMARKS
 from jobs.configs import EvaluateConfig, parse_config
 from jobs.events import drain
-from jobs.grading import GRADES
+from jobs.grading import GRADES, with_reasons
 from jobs.packing_evaluation import chosen
 from jobs.runs import RunFolder
 from jobs.steerlm import SENTENCE
@@ -280,6 +282,26 @@ def test_a_judge_grades_and_its_silence_is_no_grade(world: World, monkeypatch: p
     assert grades["2/1"].sums is None
     assert grades["2/1"].why
     assert any("[[7]]" in words for _, words in store.replies_of(world.db, grading.id).values())
+
+
+def test_why_a_judge_failed_is_told_with_its_own_item_alone() -> None:
+    def item(name: str, unit: str) -> Item:
+        return Item(name, (), unit=unit)
+
+    items = [item("1", "a.png"), item("2", "a.png"), item("1000005", "5"), item("5", "5"), item("81", "")]
+    graded = [
+        Graded("1", None, unit="a.png", why="no reply"),
+        Graded("2", None, unit="a.png", why="no reply"),
+        Graded("5", None, why="no reply"),
+        Graded("81/1", None, unit="81", why="no reply"),
+    ]
+    said = {
+        name: {"item": item_id, "state": "blocked", "reason": f"for {item_id}."}
+        for name, item_id in (("x", "2"), ("y", "1000005"), ("z", "81"))
+    }
+    whys = [one.why for one in with_reasons(graded, said, items)]
+    assert whys[0] == "no reply", "it shares no more than a picture with the one that failed"
+    assert ["for 2." in whys[1], "for 1000005." in whys[2], "for 81." in whys[3]] == [True] * 3
 
 
 def _mt_bench(world: World) -> Path:

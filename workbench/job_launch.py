@@ -106,7 +106,8 @@ ABOUT = {
     "checklist": "Have a model write what a good answer to each sample must meet. People edit the list beside the "
     "sample, and a judge “with checklists” answers each point before it scores.",
     **training_form.ABOUT,
-    "evaluate": "Let one model answer a benchmark. Rules grade what they can at the end; the table stands on "
+    "evaluate": "Let one model answer a benchmark. Rules grade what they can at the end (easy-VQA has "
+    "19,346 items: set “At most”); the table stands on "
     '<a href="/evaluation">Evaluation</a>.',
     "grade": "Grade an evaluation's answers with a judge, or again by rules. Nothing is generated anew.",
     "download": "Fetch a hub's model into the hub's cache on this machine, so that jobs find it there and need no "
