@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.benchmarks.registry import BENCHMARKS
 from jobs.config_base import ModelConfig, RemoteConfig
 from jobs.config_contest import Attributes
 from jobs.models import DEMO
 from storage.speakers import Speaker
+
+if TYPE_CHECKING:
+    from jobs.benchmarks.contract import Benchmark
+
+
+def _benchmarks() -> dict[str, Benchmark]:
+    """All by name; imported late, as numpy and Pillow come with them, and a worker's first line waits for neither."""
+    from jobs.benchmarks.registry import BENCHMARKS
+
+    return BENCHMARKS
 
 
 class EvaluateConfig(ModelConfig):
@@ -70,7 +79,7 @@ class EvaluateConfig(ModelConfig):
     @property
     def longest(self) -> int:
         """Tokens of an answer."""
-        return self.max_new_tokens or BENCHMARKS[self.benchmark].max_new_tokens
+        return self.max_new_tokens or _benchmarks()[self.benchmark].max_new_tokens
 
     def with_whole_paths(self) -> EvaluateConfig:
         """The same with paths that mean the same in every folder."""
@@ -84,8 +93,8 @@ class EvaluateConfig(ModelConfig):
     @field_validator("benchmark")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in BENCHMARKS:
-            raise ValueError(f"use one of {', '.join(BENCHMARKS)}")
+        if value not in (known := _benchmarks()):
+            raise ValueError(f"use one of {', '.join(known)}")
         return value
 
     @field_validator("outside")

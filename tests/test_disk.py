@@ -339,12 +339,13 @@ def test_the_floor_of_a_small_disk_is_a_share_of_it(world: World, monkeypatch: p
 
 def test_over_budget_nothing_starts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     set_free(monkeypatch, 50 * GB)
-    disk.set_budget(world.db, 12_000_000, USER)
+    disk.set_budget(world.db, 40_000_000, USER)
     assert disk_guard.has_room(world.db, world.settings) == ""
-    write(world.folder.run(1) / "a.bin", 12_000_000)
+    write(world.folder.run(1) / "a.bin", 40_000_000)
     disk.forget(world.folder)
     told = disk_guard.has_room(world.db, world.settings)
-    assert told.startswith("The data folder takes 12 MB of its budget of 12 MB. Set a larger one")
+    used = in_words(disk.measured(world.folder).total)
+    assert told.startswith(f"The data folder takes {used} of its budget of 40 MB. Set a larger one")
     assert told == disk_guard.over_budget(world.db, world.settings)
 
 

@@ -383,7 +383,7 @@ def test_a_quota_of_the_day_pauses_and_says_so(world: World, server: GeminiServe
     thread.start()
     try:
         wait_for(lambda: any("UTC" in e["text"] for e in events(world, job, "phase")), "it says until when")
-        assert server.received == 3
+        wait_for(lambda: server.received == 3, "what was reserved arrives")
         assert not events(world, job, "end")
         terms(world, requests_a_day=100)  # people raise the limit while it waits
     finally:

@@ -117,6 +117,7 @@ def values_of(kind: str) -> dict[str, Any]:
         "merge": {"adapter": 1},
         "download": {"model": "owner/model"},
         "contest": {"columns": ("base", "1")},
+        "grade": {"evaluation": 1},
     }
     return lacking.get(kind, {})
 

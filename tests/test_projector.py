@@ -428,7 +428,8 @@ def test_policy_and_reference_are_equal_at_first(tmp_path: Path, with_projector:
         policy.eval()
         with torch.no_grad(), trainer.accelerator.autocast():
             loss = trainer.compute_loss(policy, batch)
-        assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
+        # The references were computed in batches of another shape: 16 bits round those otherwise on some CPUs.
+        assert float(loss) == pytest.approx(math.log(2), abs=1e-5 if dtype == "float32" else 5e-4)
         switched = {n for n, p in policy.named_parameters() if p.requires_grad and "modules_to_save" in n}
         assert bool(switched) is train_projector
         with as_reference(policy):
