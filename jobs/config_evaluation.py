@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _benchmarks() -> dict[str, Benchmark]:
-    """All by name; imported late, as numpy and Pillow come with them, and a worker's first line waits for neither."""
+    """All by name. Imported late: numpy and Pillow come with them, and a worker's first line waits for neither."""
     from jobs.benchmarks.registry import BENCHMARKS
 
     return BENCHMARKS

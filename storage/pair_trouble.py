@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sqlite_utils import Database
+
+from storage.records import PairStatus
+from storage.rows import marks
 
 Trouble = Literal["contradiction", "duplicate"]
 TROUBLES: tuple[Trouble, ...] = ("contradiction", "duplicate")
@@ -14,7 +17,7 @@ TROUBLES: tuple[Trouble, ...] = ("contradiction", "duplicate")
 
 @dataclass(frozen=True)
 class Troubles:
-    """The pairs in trouble, by id; rejected ones count for nothing.
+    """The pairs in trouble, by id; rejected ones count for nothing unless they are asked for.
 
     Attributes:
         contradiction: of one prompt, A over B and B over A.
@@ -28,10 +31,16 @@ class Troubles:
         return self.contradiction if kind == "contradiction" else self.duplicate
 
 
-def find_troubles(db: Database) -> Troubles:
-    """Look through all pairs that are not rejected; prompts are the same where messages and images are."""
+def find_troubles(
+    db: Database, among: Sequence[PairStatus] = ("proposed", "accepted"), in_use: bool = False
+) -> Troubles:
+    """Look through all pairs of these statuses; prompts are the same where messages and images are.
+
+    Args:
+        in_use: leave out those of discarded samples, as a data set does.
+    """
     known: dict[tuple[str, str, str], list[int]] = {}
-    for pair_id, messages, chosen, rejected in _texts(db):
+    for pair_id, messages, chosen, rejected in _texts(db, among, in_use):
         known.setdefault((messages, chosen, rejected), []).append(pair_id)
     contradictions, duplicates = set[int](), set[int]()
     for (messages, chosen, rejected), ids in known.items():
@@ -42,11 +51,13 @@ def find_troubles(db: Database) -> Troubles:
     return Troubles(tuple(sorted(contradictions)), tuple(sorted(duplicates)))
 
 
-def _texts(db: Database) -> Iterator[tuple[int, str, str, str]]:
+def _texts(db: Database, among: Sequence[PairStatus], in_use: bool) -> Iterator[tuple[int, str, str, str]]:
+    kept = "AND NOT EXISTS (SELECT 1 FROM discards d WHERE d.sample_id = p.sample_id)" if in_use else ""
     found = db.conn.execute(
-        """SELECT p.id, s.messages, c.text, r.text FROM pairs p JOIN samples s ON s.id = p.sample_id
+        f"""SELECT p.id, s.messages, c.text, r.text FROM pairs p JOIN samples s ON s.id = p.sample_id
            JOIN candidates c ON c.id = p.chosen_id JOIN candidates r ON r.id = p.rejected_id
-           WHERE p.status <> 'rejected' ORDER BY p.id"""
+           WHERE p.status IN ({marks(among)}) {kept} ORDER BY p.id""",
+        list(among),
     )
     for pair_id, messages, chosen, rejected in found:
         yield int(pair_id), messages, chosen.strip(), rejected.strip()

@@ -133,10 +133,9 @@ def set_status(db: Database, user: str, pair_ids: Sequence[int], status: PairSta
     """
     if status not in STATUSES:
         raise UserError(f"Unknown status {status!r}; use one of {', '.join(STATUSES)}.")
-    what = f"pair {pair_ids[0]}" if len(pair_ids) == 1 else f"{len(pair_ids)} pairs"
+    what = f"pair {pair_ids[0]}" if len(pair_ids) == 1 else f"{len(pair_ids):,} pairs"
     with history.action(db, user, f"{what} {status}") as change:
-        for pair_id in pair_ids:
-            change.update("pairs", {"id": pair_id}, {"status": status})
+        change.update_many("pairs", [{"id": pair_id} for pair_id in pair_ids], {"status": status})
 
 
 def flip(db: Database, user: str, pair_id: int) -> Pair:

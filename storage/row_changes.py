@@ -88,6 +88,26 @@ class Recorder:
         self._db.conn.execute(f"UPDATE {table} SET {sets} WHERE {_where(key)}", {**values, **key})
         self._remember(table, key, before, _read(self._db, table, key))
 
+    def update_many(self, table: str, keys: Sequence[Row], values: Mapping[str, Any]) -> None:
+        """Set the same columns of all rows with these keys, each named once. Far faster than calls of `update`.
+
+        Raises:
+            NotFound: one of them is not there.
+        """
+        sets = ", ".join(f"{name} = :to_{name}" for name in values)
+        to = {f"to_{name}": value for name, value in values.items()}
+        for start in range(0, len(keys), RUN):
+            part = keys[start : start + RUN]
+            changes = []
+            for key, before in zip(part, _read_many(self._db, table, part), strict=True):
+                if before is None:
+                    raise NotFound(f"There is no row {key} in {table} (any more); reload the page.")
+                changes.append((key, before, {**before, **values}))
+            self._db.conn.executemany(
+                f"UPDATE {table} SET {sets} WHERE {_where(part[0])}", [{**to, **key} for key in part]
+            )
+            self._remember_many(table, changes)
+
     def upsert(self, table: str, key: Row, values: Mapping[str, Any]) -> None:
         """Change the row with this key, or insert it."""
         if _read(self._db, table, key) is None:

@@ -11,13 +11,15 @@ from factories import USER, World
 from jobs.pairing import QUALITY, PairRule
 from storage import history
 from storage.errors import Conflict, UserError
+from storage.pair_finding import PairPage
 from storage.pairs import choose_by_hand, count_pairs, get_pair, list_pairs
 from storage.records import METRICS
 from test_samples_page import EVIL, Shape
-from workbench import pair_views, rule_desk
+from workbench import pair_desk, pair_list_views, pair_views, rule_desk
 from workbench.context import Context
 from workbench.door import Door
 from workbench.pages import pairs as page
+from workbench.pair_address import read_address
 from workbench.ui import build_api
 
 RULE = PairRule()
@@ -171,31 +173,32 @@ def test_all_proposed_are_accepted_at_once(world: World, context: Context) -> No
 def test_the_address_says_which_pairs_are_listed(
     world: World, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "PAGE", 2)
+    monkeypatch.setattr(pair_desk, "PAGE", 2)
     fill(world, [12, 2], [9, 1], [7, 0], [6, 1], [11, 2])
     page.add_pairs(context, USER, RULE)
 
     def cards(search: str) -> list[str | None]:
         return [
             found["data-card"]
-            for _, found in Shape(page.show_list(context, search)[1]).tags
+            for _, found in Shape(pair_desk.show_list(context, search)[1]).tags
             if "data-card" in found
         ]
 
     assert cards("") == ["1", "2"]
-    assert 'href="/pairs?after=2"' in page.show_list(context, "")[1]
+    assert 'href="/pairs?after=2"' in pair_desk.show_list(context, "")[1]
     assert cards("?after=4") == ["5"]
-    assert "First page" in page.show_list(context, "?after=4")[1]
+    assert "First page" in pair_desk.show_list(context, "?after=4")[1]
     assert cards("?status=accepted") == []
     assert cards("?status=nonsense&after=x") == ["1", "2"]
     sample = list_pairs(world.db)[3].pair.sample_id
     assert cards(f"?sample={sample}") == ["4"]
-    tabs = Shape(page.show_list(context, "?status=proposed")[0])
+    tabs = Shape(pair_desk.show_list(context, "?status=proposed")[0])
     assert [found["href"] for found in tabs.all(aria_current="true")] == ["/pairs?status=proposed"]
 
 
 def test_pages_of_one_samples_pairs_stay_with_it() -> None:
-    foot = pair_views.pair_list([], "accepted", first=False, after=None, sample_id=7)
+    here = read_address("?status=accepted&sample=7&after=99")
+    foot = pair_list_views.pair_list(PairPage((), None, None), here, 0)
     assert "/pairs?status=accepted&amp;sample=7" in foot
     assert "No more pairs" in foot
 
@@ -205,7 +208,7 @@ def test_the_cards_escape_their_texts(world: World, context: Context) -> None:
     first, second = world.candidates(sample, [EVIL, EVIL + "!"])
     choose_by_hand(world.db, EVIL, first.id, second.id)
     page.freeze(context, EVIL, EVIL[:80], ["accepted"], 0, 0)
-    shape = Shape(page.show_list(context, "")[1] + page.show_datasets(context))
+    shape = Shape(pair_desk.show_list(context, "")[1] + page.show_datasets(context))
     assert "script" not in {tag for tag, _ in shape.tags}
     assert all(name[:2] != "on" for _, attributes in shape.tags for name in attributes)
     assert shape.text.count(EVIL) >= 4
@@ -245,7 +248,7 @@ def test_the_panel_tells_what_will_be_in_the_set_and_what_is(world: World, conte
     assert would_hold("accepted", raters="judges", judge=choice) == f"Would hold {told}."
 
     entry = page.freeze(context, USER, "shapes", ["accepted"], 0, 0)
-    assert page.say_frozen(entry) == f"“shapes” is frozen: {told}."
+    assert page.say_frozen(context, entry) == f"“shapes” is frozen: {told}."
     assert told in Shape(page.show_datasets(context)).text
     by_people = page.freeze(context, USER, "people", ["accepted"], 0, 0, "people")
     assert by_people.rule["whose_scores"] == "people"

@@ -1,17 +1,15 @@
-"""HTML of the Pairs page: the preview of a rule, the list side by side, the data sets. Pure, all escaped."""
+"""HTML of the Pairs page: the preview of a rule, a pair side by side, the data sets. Pure, all escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from jobs.freezing import Contents, contents_of
 from jobs.pairing import Preview
-from storage.pair_trouble import Trouble, Troubles
-from storage.pairs import STATUSES
 from storage.records import Dataset, PairView
-from workbench.views import data_counts, empty, go, thumbnail
+from workbench.views import empty, thumbnail
 
 _WIDTH, _HEIGHT, _BASE = 300, 92, 18
 
@@ -93,81 +91,6 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     ) + "</dl>"
 
 
-def statuses(counts: Mapping[str, int], current: str, sample_id: int | None) -> str:
-    """The filter by status: links with their numbers."""
-    total = sum(counts[status] for status in STATUSES)
-    told = data_counts({**counts, "pairs": total})
-    if sample_id is not None:
-        return (
-            f'<div class="pb-tabs" {told}><b>Pairs of sample <a href="/?sample={sample_id}">{sample_id}</a></b>'
-            f"{go('?', 'show all pairs', 'pb-tab')}</div>"
-        )
-    links = [_tab("", "All", total, current), *(_tab(name, name, counts[name], current) for name in STATUSES)]
-    return f'<nav class="pb-tabs" {told} aria-label="Pairs by status">{"".join(links)}</nav>'
-
-
-def troubles(found: Troubles, current: Trouble | None) -> str:
-    """How many pairs contradict each other, or say the same twice, each number a link to them."""
-    parts = []
-    for kind, words in (("contradiction", "contradict another"), ("duplicate", "say what another says")):
-        number = len(found.contradiction if kind == "contradiction" else found.duplicate)
-        text = f"{number:,} {words}"
-        if kind == current:
-            parts.append(f'<b class="pb-warn">{text}</b> {go("/pairs", "show all pairs")}')
-        elif number:
-            parts.append(go(f"/pairs?trouble={kind}", text, "pb-warn"))
-    return f'<p class="pb-sub pb-problems" role="status">{" · ".join(parts)}</p>' if parts else ""
-
-
-def _tab(status: str, title: str, number: int, current: str) -> str:
-    here = ' aria-current="true"' if status == current else ""
-    search = f"/pairs?{urlencode({'status': status})}" if status else "/pairs"
-    count = f'<span class="pb-count" data-count="{status or "pairs"}">{number:,}</span>'
-    return f'<a class="pb-tab" href="{search}" data-go{here}>{title.capitalize()} {count}</a>'
-
-
-def pair_list(
-    views: Sequence[PairView],
-    status: str,
-    first: bool,
-    after: int | None,
-    sample_id: int | None = None,
-    trouble: Trouble | None = None,
-) -> str:
-    """A keyset page of cards.
-
-    Args:
-        first: whether this is the list's first page.
-        after: the id after which the next page starts; None on the last page.
-        sample_id: the list is of this sample's pairs alone.
-        trouble: the list is of pairs in this trouble alone.
-    """
-    base = {"status": status} if status else {}
-    if trouble is not None:
-        base["trouble"] = trouble
-    if sample_id is not None:
-        base["sample"] = str(sample_id)
-    if not views and not first:
-        return empty("No more pairs", "The list ends before this page.", "/pairs?" + urlencode(base), "First page")
-    if not views:
-        if trouble:
-            return empty(f"No {trouble} is left", "No pair is in this trouble.", "/pairs", "All pairs")
-        if status:
-            return empty(f"No pair is {escape(status)}", "Choose another status above.")
-        return empty(
-            "No pairs yet",
-            "Make them by the rule on the left, or choose two answers by hand on the "
-            '<a href="/">Samples</a> page.',
-        )
-    pages = ""
-    if not first:
-        pages += go("/pairs?" + urlencode(base), "« First page", "pb-button small")
-    if after is not None:
-        pages += go("/pairs?" + urlencode({**base, "after": str(after)}), "Next page ›", "pb-button small")
-    foot = f'<nav class="pb-pages" aria-label="Pages of the list">{pages}</nav>' if pages else ""
-    return "".join(card(view) for view in views) + foot
-
-
 def card(view: PairView) -> str:
     """One pair, side by side, with what can be done to it."""
     pair = view.pair
@@ -217,14 +140,24 @@ def _side(name: str, text: str, quality: float | None) -> str:
     )
 
 
-def contents(found: Contents, statuses: Sequence[str]) -> str:
-    """What a data set would hold if it were frozen now."""
+def contents(found: Contents, statuses: Sequence[str], contradicting: int = 0, href: str = "") -> str:
+    """What a data set would hold if it were frozen now, and how many of its pairs contradict another."""
     if not statuses:
         return '<p class="pb-sub">Tick which pairs to freeze.</p>'
     if not found.pairs:
         return f'<p class="pb-sub">No pair is {escape(" or ".join(statuses))} yet: there is nothing to freeze.</p>'
     alone = "" if found.answers else " DPO alone can train on it: no answer is scored."
-    return f'<p class="pb-sub">Would hold {found}.{alone}</p>'
+    return f'<p class="pb-sub">Would hold {found}.{alone}</p>' + contradiction(contradicting, href)
+
+
+def contradiction(number: int, href: str) -> str:
+    """A warning that pairs say the opposite of each other, with the way to them; "" where none do."""
+    if not number:
+        return ""
+    return (
+        f'<p class="pb-sub pb-problems" role="status"><b>{number:,} of these pairs contradict another</b> '
+        f'(A over B, and B over A): <a href="{escape(href, quote=True)}">look at them</a> before you freeze.</p>'
+    )
 
 
 def datasets(found: Sequence[Dataset]) -> str:

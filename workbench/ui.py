@@ -29,6 +29,7 @@ from workbench import (
     job_downloads,
     job_notices,
     login,
+    pair_api,
     people_api,
     roles,
 )
@@ -107,6 +108,7 @@ def build_api(context: Context, doorkeeper: door.Door) -> FastAPI:
     app.include_router(images.routes(context))
     app.include_router(api.routes(context, doorkeeper))
     app.include_router(find_api.routes(context, doorkeeper))
+    app.include_router(pair_api.routes(context, doorkeeper))
     app.include_router(chat_export.routes(context, doorkeeper))
     app.include_router(job_notices.routes(context, doorkeeper))
     app.include_router(job_downloads.routes(context))

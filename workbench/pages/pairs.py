@@ -1,15 +1,13 @@
 """The Pairs page: pairs by the paper's rule, their review side by side, frozen data sets.
 
-The address holds the list's state: `?status=proposed&after=120` or `?sample=7`.
+The list and its address are `workbench.pair_desk`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qs
 
 import gradio as gr
 
@@ -18,38 +16,14 @@ from jobs.pairing import QUALITY, PairRule, Preview, ScoredSample, preview
 from storage import pairs as store
 from storage.datasets import list_datasets
 from storage.errors import PlumbError, UserError
-from storage.pair_trouble import TROUBLES, Trouble, find_troubles
 from storage.records import METRICS, Dataset, PairStatus
 from storage.scored import walk_scored
 from workbench import pair_views
 from workbench.context import Context
-from workbench.events import read_id, told
+from workbench.events import told
+from workbench.pair_desk import show_finder, show_list, warning
 from workbench.rule_desk import KEPT, RATERS, SEVERAL, judge_choices, make_rule, read_judge
 from workbench.views import drawn, notice
-
-PAGE = 25
-
-
-@dataclass(frozen=True)
-class Address:
-    """The list that an address asks for."""
-
-    status: PairStatus | None = None
-    after: int = 0
-    sample: int | None = None
-    trouble: Trouble | None = None
-
-
-def read_address(search: str) -> Address:
-    """Read a query string; what cannot be read is passed over."""
-    query = {name: values[-1] for name, values in parse_qs(search.lstrip("?")).items()}
-    status = next((known for known in store.STATUSES if known == query.get("status")), None)
-    trouble = next((known for known in TROUBLES if known == query.get("trouble")), None)
-    return Address(status, _number(query.get("after")) or 0, _number(query.get("sample")), trouble)
-
-
-def _number(text: str | None) -> int | None:
-    return read_id(text)
 
 
 def apply_rule(context: Context, rule: PairRule) -> Preview:
@@ -81,30 +55,6 @@ def accept_all(context: Context, user: str) -> str:
     if not accepted:
         raise UserError("There is no proposed pair to accept. Add pairs by the rule first.")
     return f"{accepted:,} pairs accepted. “Undo” takes it back."
-
-
-def show_list(context: Context, search: str, user: str = "") -> tuple[str, str]:
-    """(filter, list) that belong to an address; the pairs of this user's votes lead back to their chats."""
-    address = read_address(search)
-    statuses = [address.status] if address.status else list(store.STATUSES)
-    with context.database() as db:
-        counted = store.count_pairs(db)
-        troubles = find_troubles(db)
-        only = troubles.of(address.trouble) if address.trouble else None
-        found = store.list_pairs(db, statuses, address.after, PAGE + 1, address.sample, user, only)
-    page, more = found[:PAGE], len(found) > PAGE
-    return (
-        pair_views.statuses(counted, address.status or "", address.sample)
-        + pair_views.troubles(troubles, address.trouble),
-        pair_views.pair_list(
-            page,
-            address.status or "",
-            address.after == 0,
-            page[-1].pair.id if more else None,
-            address.sample,
-            address.trouble,
-        ),
-    )
 
 
 def show_preview(context: Context, rule: PairRule) -> tuple[str, int]:
@@ -143,11 +93,18 @@ def freeze(
 def show_contents(context: Context, statuses: Sequence[PairStatus], raters: str, judge: str) -> str:
     """What would be frozen now, or what to do first."""
     with context.database() as db:
-        return pair_views.contents(freezing.contents(db, statuses, raters, read_judge(judge)), statuses)
+        found = freezing.contents(db, statuses, raters, read_judge(judge))
+        return pair_views.contents(found, statuses, *warning(db, statuses))
 
 
-def say_frozen(dataset: Dataset) -> str:
-    return f"“{dataset.name}” is frozen: {freezing.contents_of(dataset)}."
+def say_frozen(context: Context, dataset: Dataset) -> str:
+    """What came of freezing; a warning where pairs in it contradict each other."""
+    with context.database() as db:
+        contradicting, _ = warning(db, dataset.rule["statuses"])
+    told = f"“{dataset.name}” is frozen: {freezing.contents_of(dataset)}."
+    if not contradicting:
+        return told
+    return f"{told} {contradicting:,} of its pairs contradict another: reject one of two, and freeze anew."
 
 
 def show_datasets(context: Context) -> str:
@@ -243,6 +200,8 @@ def build(context: Context) -> gr.Blocks:
                     "<kbd>R</kbd> reject, <kbd>F</kbd> flip, <kbd>U</kbd> undo</p>",
                     apply_default_css=False,
                 )
+                finder = gr.HTML(apply_default_css=False, elem_id="pq-finder")
+                gr.HTML('<div id="pf-told"></div>', apply_default_css=False, elem_classes="pq-told")
                 outcome = gr.HTML(apply_default_css=False, elem_id="pb-outcome")
                 rows = gr.HTML(apply_default_css=False, elem_id="pb-pairs")
 
@@ -269,6 +228,10 @@ def build(context: Context) -> gr.Blocks:
             user = context.user(request)
             return said(lambda: accept_all(context, user))
 
+        def on_whose(whose: str) -> Any:
+            """A judge is chosen where judges' scores count: elsewhere the choice would do nothing."""
+            return gr.Dropdown(interactive=True) if whose != "people" else gr.Dropdown(value="", interactive=False)
+
         def on_judges() -> list[gr.Dropdown]:
             choices = judge_choices(context)
             return [gr.Dropdown(choices, value=""), gr.Dropdown(choices, value="")]
@@ -283,7 +246,9 @@ def build(context: Context) -> gr.Blocks:
             request: gr.Request,
         ) -> str:
             user = context.user(request)
-            return said(lambda: say_frozen(freeze(context, user, name, statuses, heldout, seed, raters, judge)))
+            return said(
+                lambda: say_frozen(context, freeze(context, user, name, statuses, heldout, seed, raters, judge))
+            )
 
         read = "() => [window.location.search]"
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -298,6 +263,9 @@ def build(context: Context) -> gr.Blocks:
         ).then(None, js="() => window.plumb.shown()")
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
         page.load(told(on_judges), None, [judge, scoring], **quiet)
+        gr.on([page.load, restore.click], told(partial(show_finder, context)), None, [finder], **quiet)
+        raters.change(on_whose, [raters], [judge], **quiet)
+        scorers.change(on_whose, [scorers], [scoring], **quiet)
         gr.on(
             [page.load, restore.click, *(field.change for field in rule)],
             told(on_preview),

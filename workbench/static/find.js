@@ -165,13 +165,15 @@
   // --- acts on all that is selected: a question with the count first ---
 
   let asked = null; // { act, search, count }
+  let at = "/api/bulk"; // of the list that is acted on
 
   plumb.onClick("[data-bulk]", async (button) => {
     const box = one(".pf-ask");
     asked = { act: button.dataset.bulk, search: window.location.search };
+    at = button.dataset.bulkAt || "/api/bulk";
     plumb.say("Counting …", "busy");
     try {
-      const told = await plumb.post("/api/bulk", asked, { milliseconds: 120000 });
+      const told = await plumb.post(at, asked, { milliseconds: 120000 });
       asked.count = told.count;
       const yes = plumb.element("button", { type: "button", class: "pb-button small primary", "data-bulk-yes": "" }, told.act);
       const no = plumb.element("button", { type: "button", class: "pb-button small", "data-bulk-no": "" }, "Cancel");
@@ -192,7 +194,7 @@
     button.disabled = true;
     plumb.say("At work …", "busy");
     try {
-      const told = await plumb.post("/api/bulk", asked, { milliseconds: 600000 });
+      const told = await plumb.post(at, asked, { milliseconds: 600000 });
       one(".pf-ask").hidden = true;
       tell(told);
       plumb.restore();

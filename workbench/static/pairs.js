@@ -1,4 +1,4 @@
-// Pairs accepted, rejected and flipped at a click, or by keys.
+// Pairs accepted, rejected and flipped at a click, or by keys; the list's filters.
 (function (plumb) {
   "use strict";
 
@@ -24,6 +24,53 @@
   }
 
   plumb.onClick("[data-verb]", changePair);
+
+  // --- the filters: the address holds what is set ---
+
+  const FIELDS = ["q", "origin", "user"];
+  const finder = () => document.querySelector("[data-find-pairs]");
+  let typing = null;
+
+  function changed(delay, replace) {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      const form = finder();
+      if (!form) return;
+      const query = new URLSearchParams(window.location.search);
+      const before = query.toString();
+      FIELDS.forEach((name) => {
+        const value = form.elements[name].value.trim();
+        if (value) query.set(name, value);
+        else query.delete(name);
+      });
+      if (query.toString() === before) return;
+      ["after", "before", "sample"].forEach((name) => query.delete(name));
+      plumb.go("?" + query.toString(), replace);
+    }, delay);
+  }
+
+  function fillIn() {
+    const form = finder();
+    if (!form) return;
+    const query = new URLSearchParams(window.location.search);
+    FIELDS.forEach((name) => {
+      if (form.elements[name] !== document.activeElement) form.elements[name].value = query.get(name) || "";
+    });
+  }
+
+  document.addEventListener("input", (event) => event.target.matches("[data-find-pairs] input") && changed(250, true));
+  document.addEventListener("change", (event) => event.target.matches("[data-find-pairs] select") && changed(0, false));
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("[data-find-pairs]")) return;
+    event.preventDefault();
+    changed(0, false);
+  });
+  plumb.onShown(fillIn);
+  // The form may be drawn after the list.
+  new MutationObserver(() => finder() && !finder().dataset.filled && ((finder().dataset.filled = "1"), fillIn())).observe(
+    document.documentElement,
+    { childList: true, subtree: true }
+  );
 
   // --- keys: A, R and F act on the pair that has the focus, arrows move between pairs ---
 
