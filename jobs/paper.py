@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
 from jobs import paper_plan, queue, steering
@@ -60,8 +61,18 @@ class Paper:
         """All of it; returns each evaluation with its job.
 
         Raises:
+            UserError: another process runs it in this folder.
             PlumbError: a job failed twice; started again, the run goes on there.
         """
+        try:
+            with FileLock(self._settings.folder.runtime / "paper.lock", timeout=0):
+                return self._all()
+        except Timeout as error:
+            raise UserError(
+                f"{self._file.parent} is at work for another `jobs paper`; wait for it, or give another --data."
+            ) from error
+
+    def _all(self) -> list[tuple[Asked, Job]]:
         import_easy_vqa(self._db, self._settings.folder, self._scale.samples, seed=0)
         self._job("candidates", "generate", {"seed": 0})
         self._job("judge", "judge", {})

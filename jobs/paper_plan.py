@@ -25,7 +25,7 @@ class Scale:
         ifeval_items, ifeval_tokens: of IFEval, whose own limit is 1,280 tokens.
         fractions, flips: of the curves; DPO on all pairs as they are is a point of both.
         seeds: of DPO's training on all pairs; the other points have the first.
-        steps: of each training.
+        steps, rows: of each training, and of each of its steps.
     """
 
     name: str
@@ -37,29 +37,35 @@ class Scale:
     flips: tuple[float, ...]
     seeds: tuple[int, ...]
     steps: int
+    rows: int
 
+
+#: what the curves' points are asked, which take as long as the methods themselves: one benchmark of each skill
+CURVES = ("easy-vqa", "text-tasks")
 
 QUICK = Scale(
     name="quick",
-    samples=160,
-    limits={"easy-vqa": 80, "easy-pope": 40, "text-tasks": 40},
-    ifeval_items=16,
-    ifeval_tokens=96,
+    samples=120,
+    limits={"easy-vqa": 48, "easy-pope": 32, "text-tasks": 32},
+    ifeval_items=12,
+    ifeval_tokens=64,
     fractions=(0.5,),
     flips=(0.5,),
     seeds=(0,),
-    steps=15,
+    steps=8,
+    rows=8,
 )
 FULL = Scale(
     name="full",
     samples=600,
-    limits={"easy-vqa": 400, "easy-pope": 200, "text-tasks": 120},
-    ifeval_items=100,
-    ifeval_tokens=256,
+    limits={"easy-vqa": 300, "easy-pope": 160, "text-tasks": 100},
+    ifeval_items=80,
+    ifeval_tokens=192,
     fractions=(0.25, 0.5, 0.75),
     flips=(0.25, 0.5, 0.75),
     seeds=(0, 1, 2),
     steps=40,
+    rows=16,
 )
 SCALES = {scale.name: scale for scale in (QUICK, FULL)}
 
@@ -89,7 +95,7 @@ class Asked:
 
 def trainings(scale: Scale) -> list[Training]:
     """The four methods, then the points of the curves."""
-    steps = {"max_steps": scale.steps, "seed": scale.seeds[0]}
+    steps = {"max_steps": scale.steps, "global_batch": scale.rows, "seed": scale.seeds[0]}
     found = [Training(kind, kind, steps) for kind in METHODS]
     found += [Training(f"dpo seed {seed}", "dpo", {**steps, "seed": seed}) for seed in scale.seeds[1:]]
     found += [Training(f"dpo {part:.0%}", "dpo", {**steps, "fraction": part}) for part in scale.fractions]
@@ -101,7 +107,7 @@ def evaluations(scale: Scale, ifeval: str = "") -> list[Asked]:
     """Each model on each benchmark that it can take; the language model sees nothing.
 
     Args:
-        ifeval: the path of IFEval's file; "" leaves it out. The curves' points are not asked it.
+        ifeval: the path of IFEval's file; "" leaves it out.
     """
     benchmarks: dict[str, dict[str, Any]] = {name: {"limit": limit} for name, limit in scale.limits.items()}
     if ifeval:
@@ -114,10 +120,8 @@ def evaluations(scale: Scale, ifeval: str = "") -> list[Asked]:
     found = [Asked(DEMO_TEXT, "", name, benchmarks[name]) for name in text]
     found += [Asked(DEMO, "", name, benchmarks[name]) for name in benchmarks]
     for one in trainings(scale):
-        whole = one.name in METHODS
-        found += [
-            Asked(DEMO, one.name, name, benchmarks[name]) for name in benchmarks if whole or name != "ifeval"
-        ]
+        names = benchmarks if one.name in METHODS else CURVES
+        found += [Asked(DEMO, one.name, name, benchmarks[name]) for name in names]
     return found
 
 

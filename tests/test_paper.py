@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from factories import USER, World
 from jobs import paper, paper_plan, queue, steering
@@ -100,6 +101,13 @@ def test_another_size_and_other_work_are_refused(world: World, started: list[tup
     (world.folder.root / paper.STATE).unlink()
     with pytest.raises(UserError, match="holds other work"):
         Paper(world.db, world.settings, SMALL, "", lambda text: None)
+
+
+def test_two_do_not_work_in_one_folder(world: World) -> None:
+    first = Paper(world.db, world.settings, SMALL, "", lambda text: None)
+    with FileLock(world.folder.runtime / "paper.lock"), pytest.raises(UserError, match="another `jobs paper`"):
+        first.run()
+    assert world.db["samples"].count == 0
 
 
 @pytest.mark.parametrize("scale", [QUICK, FULL])
