@@ -1,13 +1,14 @@
 """Make the screenshots of the documents by driving the real app; prints how long each step took.
 
-    python docs/screenshots.py [--samples 400] [--data FOLDER] [--trained FOLDER]
+    python docs/screenshots.py [--samples 400] [--data FOLDER] [--trained FOLDER] [--evaluated FOLDER]
 
 Takes the whole way on the embedded demo, with the preset "demo", in headless Chromium. Then it lets a remote judge
 score the same samples, for the pictures of estimate, running job and agreement: the judge is the tests' server; it
 gives the rule-based judge's scores with noise, and the person's scores are such scores too.
 
 With --trained it shoots the pages about trainings alone, over a data folder that holds some (as
-`benchmarks/methods.py --data FOLDER` leaves it).
+`benchmarks/methods.py --data FOLDER` leaves it). With --evaluated it shoots the Evaluation page alone, over the
+folder of a `python -m jobs paper`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -29,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import Tour, browsing, serving  # noqa: E402
 from gemini_server import GeminiServer  # noqa: E402
 from jobs.judges.prompts import order_of  # noqa: E402
+from jobs.models import DEMO  # noqa: E402
 from jobs.queue import submit  # noqa: E402
 from jobs.settings import load_settings, local_user  # noqa: E402
 from storage.adapters import list_adapters  # noqa: E402
@@ -153,6 +156,20 @@ def take_trainings(data: Path) -> None:
             print("console:", page.problems, file=sys.stderr)
 
 
+def take_evaluations(data: Path) -> None:
+    """Shoot the table and the first benchmark's items over the evaluations that are there."""
+    with serving(data) as address, browsing(1280, 900) as page:
+        tour = Tour(page, address)
+        tour.open(f"/evaluation?{urlencode({'base': f'model:{DEMO}'})}", ".ev-table")
+        page.wait_for_timeout(1500)
+        page.screenshot(path=IMAGES / "evaluation.png")
+        page.locator("figure.ev-curve").first.scroll_into_view_if_needed()
+        page.wait_for_timeout(600)
+        page.screenshot(path=IMAGES / "evaluation-curves.png")
+        if page.problems:
+            print("console:", page.problems, file=sys.stderr)
+
+
 def noisy(scores: dict[str, int], seed: str, share: float) -> dict[str, int]:
     """Scores of which about this share is moved by one."""
     draw = random.Random(seed)
@@ -230,10 +247,14 @@ def main(
     samples: Annotated[int, typer.Option(help="how many samples to load")] = 400,
     data: Annotated[Path | None, typer.Option(help="an empty folder; default: a temporary one")] = None,
     trained: Annotated[Path | None, typer.Option(help="shoot what is trained there, and nothing else")] = None,
+    evaluated: Annotated[Path | None, typer.Option(help="shoot what is evaluated there, and nothing else")] = None,
 ) -> None:
     IMAGES.mkdir(exist_ok=True)
     if trained is not None:
         take_trainings(trained)
+    if evaluated is not None:
+        take_evaluations(evaluated)
+    if trained is not None or evaluated is not None:
         return
     data = data or Path(tempfile.mkdtemp(prefix="plumb-shots-"))
     times: dict[str, Any] = dict(take(samples, data))
