@@ -207,7 +207,6 @@ def list_pairs(
     statuses: Sequence[PairStatus] = STATUSES,
     after: int = 0,
     limit: int = 50,
-    sample_id: int | None = None,
     viewer: str = "",
     ids: Sequence[int] | None = None,
 ) -> list[PairView]:
@@ -225,14 +224,12 @@ def list_pairs(
             FROM pairs p JOIN samples s ON s.id = p.sample_id
             JOIN candidates c ON c.id = p.chosen_id JOIN candidates r ON r.id = p.rejected_id
             WHERE p.status IN ({", ".join("?" * len(chosen_statuses))}) AND p.id > ?
-            {"AND p.sample_id = ?" if sample_id is not None else ""}
             {"AND p.id IN (SELECT value FROM json_each(?))" if ids is not None else ""}
             ORDER BY p.id LIMIT ?""",
         [
             *([viewer] if viewer else []),
             *chosen_statuses,
             after,
-            *([sample_id] if sample_id is not None else []),
             *([json.dumps(list(ids))] if ids is not None else []),
             limit,
         ],
