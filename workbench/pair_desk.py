@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from sqlite_utils import Database
 
 from storage import pairs as store
+from storage.database import immediate
 from storage.errors import Conflict, UserError
 from storage.pair_finding import PairFilter, count_found, find_pairs, pairs_to_decide, people_of_pairs
 from storage.pair_trouble import find_troubles
@@ -19,13 +19,6 @@ from workbench.context import Context
 from workbench.pair_address import Address, read_address
 
 PAGE = 25
-Act = Literal["accept", "reject", "propose"]
-#: act → (the status that pairs get, the button's word)
-ACTS: dict[Act, tuple[PairStatus, str]] = {
-    "accept": ("accepted", "Accept"),
-    "reject": ("rejected", "Reject"),
-    "propose": ("proposed", "Take decisions back"),
-}
 
 
 def show_list(context: Context, search: str, user: str = "") -> tuple[str, str]:
@@ -83,7 +76,7 @@ def do(context: Context, user: str, act: str, search: str, count: int) -> Done:
         Conflict: the filter selects another number by now; nothing is done.
     """
     status, _ = _known(act)
-    with context.database() as db:
+    with context.database() as db, immediate(db):
         ids, _ = _to_change(db, search, status)
         if len(ids) != count:
             raise Conflict(f"It would be {_many(len(ids))} by now, not {count:,}; nothing was done. Ask again.")
@@ -92,10 +85,10 @@ def do(context: Context, user: str, act: str, search: str, count: int) -> Done:
 
 
 def _known(act: str) -> tuple[PairStatus, str]:
-    for known, found in ACTS.items():
+    for known, found in views.ACTS.items():
         if act == known:
             return found
-    raise UserError(f"act = {act!r:.40}: choose one of {', '.join(ACTS)}.")
+    raise UserError(f"act = {act!r:.40}: choose one of {', '.join(views.ACTS)}.")
 
 
 def _to_change(db: Database, search: str, status: PairStatus) -> tuple[list[int], int]:

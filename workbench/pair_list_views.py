@@ -16,7 +16,12 @@ from workbench.views import data_counts, empty, go
 
 _ORIGIN_WORDS = {"rule": "by rule", "hand": "by hand", "vote": "by vote", "imported": "came with data"}
 _TROUBLE_WORDS = {"contradiction": "contradict another", "duplicate": "say what another says"}
-_BULK = (("accept", "Accept"), ("reject", "Reject"), ("propose", "Take decisions back"))
+#: act on all of a list → (the status that its pairs get, the button's word)
+ACTS: dict[str, tuple[PairStatus, str]] = {
+    "accept": ("accepted", "Accept"),
+    "reject": ("rejected", "Reject"),
+    "propose": ("proposed", "Take decisions back"),
+}
 
 
 def finder(people: Sequence[str]) -> str:
@@ -71,12 +76,11 @@ def _bulk(total: int, status: PairStatus | None) -> str:
     """What can be done with every pair of the list; each is asked about, with its number, before it is done."""
     if not total:
         return ""
-    done = {"accept": "accepted", "reject": "rejected", "propose": "proposed"}
     buttons = "".join(
         f'<button type="button" class="pb-button small" data-bulk="{act}" data-bulk-at="/api/pairs/bulk">'
         f"{title}</button>"
-        for act, title in _BULK
-        if done[act] != status
+        for act, (becomes, title) in ACTS.items()
+        if becomes != status
     )
     return (
         f'<details class="pf-bulk"><summary>With all {total:,} of this list …</summary>'

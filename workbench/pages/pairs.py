@@ -263,7 +263,9 @@ def build(context: Context) -> gr.Blocks:
         ).then(None, js="() => window.plumb.shown()")
         page.load(told(partial(show_datasets, context)), None, [sets], **quiet)
         page.load(told(on_judges), None, [judge, scoring], **quiet)
-        gr.on([page.load, restore.click], told(partial(show_finder, context)), None, [finder], **quiet)
+        gr.on([page.load, restore.click], told(partial(show_finder, context)), None, [finder], **quiet).then(
+            None, js="() => window.plumb.shown()"
+        )
         raters.change(on_whose, [raters], [judge], **quiet)
         scorers.change(on_whose, [scorers], [scoring], **quiet)
         gr.on(

@@ -66,11 +66,6 @@
     changed(0, false);
   });
   plumb.onShown(fillIn);
-  // The form may be drawn after the list.
-  new MutationObserver(() => finder() && !finder().dataset.filled && ((finder().dataset.filled = "1"), fillIn())).observe(
-    document.documentElement,
-    { childList: true, subtree: true }
-  );
 
   // --- keys: A, R and F act on the pair that has the focus, arrows move between pairs ---
 
