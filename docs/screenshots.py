@@ -157,7 +157,7 @@ def take_trainings(data: Path) -> None:
 
 
 def take_evaluations(data: Path) -> None:
-    """Shoot the table and the first benchmark's items over the evaluations that are there."""
+    """Shoot the table and the curves over the evaluations that are there."""
     with serving(data) as address, browsing(1280, 900) as page:
         tour = Tour(page, address)
         tour.open(f"/evaluation?{urlencode({'base': f'model:{DEMO}'})}", ".ev-table")
